@@ -1,0 +1,59 @@
+"""Domain division: attention over a row's fields picks those its domain depends on.
+
+Equations 6-8 of Jia et al., "D3: A Methodological Exploration of Domain Division, Modeling,
+and Balance in Multi-Domain Recommendations" (AAAI 2024).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from d3jax.config import ValueForm
+from d3jax.layers import Dense, declare_dense, dense
+from d3jax.parameters import declare_array, zeros
+
+
+class AttentionParams(NamedTuple):
+    """Projections of a field's embedding, shared by all fields; `value` and `gain` by form."""
+
+    query: Dense
+    key: Dense
+    value: Dense | None = None
+    gain: Float[Array, ""] | None = None
+
+
+def declare_attention(dim: int, form: ValueForm = "text") -> AttentionParams:
+    """The parameters of one form; what a form doesn't use doesn't exist.
+
+    `text` is Eq. 8 as printed (the values are the embeddings), `official` the authors' code
+    (projected values, biases), `danet` dual attention (Fu et al., 2019), which D3 cites.
+    """
+    bias = zeros if form == "official" else None
+    projection = declare_dense(dim, dim, bias=bias)
+    return AttentionParams(
+        query=projection,
+        key=projection,
+        value=None if form == "text" else projection,
+        gain=declare_array((), zeros) if form == "danet" else None,
+    )
+
+
+def select_features(
+    params: AttentionParams, x: Float[Array, "B N D"], *, scaled: bool = False
+) -> tuple[Float[Array, "B N D"], Float[Array, "B N N"]]:
+    """The fields of each row, mixed by how much they matter to one another (Eq. 6-8).
+
+    Returns `selected = softmax(Q Kᵀ) V + V` with V = x unless `params` has a value projection
+    (`gain · softmax(Q Kᵀ) V + x` when it has a gain), and the logits Q Kᵀ, whose rows are the
+    fields that ask. The paper doesn't divide by √D; `scaled` does.
+    """
+    logits = jnp.einsum("bqd,bkd->bqk", dense(params.query, x), dense(params.key, x))
+    if scaled:
+        logits = logits / jnp.sqrt(jnp.asarray(x.shape[-1], x.dtype))
+    values = x if params.value is None else dense(params.value, x)
+    mixed = jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(logits), values)
+    return (mixed + values if params.gain is None else params.gain * mixed + x), logits

@@ -1,0 +1,18 @@
+"""No backbone: the head reads the field embeddings themselves."""
+
+from __future__ import annotations
+
+from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.parameters import Tree
+
+
+def plain(head: Head) -> Backbone:
+    """With the D3 head this is D3 as a model of its own (Eq. 2-14): I is N·D."""
+
+    def declare(sizes: Sizes) -> Declared:
+        return head.declare(sizes, sizes.flat)
+
+    def apply(params: Tree, state: Tree, inputs: Inputs, mode: Mode) -> tuple[Output, Tree]:
+        return head.apply(params, state, inputs.flat, inputs, mode)
+
+    return Backbone(declare, apply)

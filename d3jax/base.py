@@ -1,0 +1,136 @@
+"""The contracts: what a head, a backbone, a model and a loss adapter are.
+
+Each is a NamedTuple of pure functions over plain pytrees. `declare` says which parameters and
+which state (running statistics; `()` for none) a part owns, `apply` computes. State goes in and
+comes out; nothing is kept anywhere else.
+
+The shape alphabet, the same in every file: B rows, N fields, K id slots, D embedding width,
+H hidden width per field, M = N·H, I and O input and output width of a generated layer,
+S scenarios, V rows of the embedding table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from d3jax.batch import Batch
+from d3jax.parameters import Tree
+
+
+class Sizes(NamedTuple):
+    """What a part must know of the data to declare its parameters."""
+
+    num_fields: int
+    embedding_dim: int
+    num_scenarios: int
+
+    @property
+    def flat(self) -> int:
+        """N·D, the width of all field embeddings side by side."""
+        return self.num_fields * self.embedding_dim
+
+
+class Mode(NamedTuple):
+    """How a forward pass runs; fixed when the step is compiled.
+
+    `axis_name` is the mesh axis that shares the batch (None outside `shard_map`): statistics over
+    "the batch" are taken over it. `key` feeds whatever is random in training.
+    """
+
+    train: bool = False
+    axis_name: Hashable | None = None
+    key: PRNGKeyArray | None = None
+
+    def total(self, value: Array) -> Array:
+        """The sum of per-device values over the whole batch."""
+        return value if self.axis_name is None else lax.psum(value, self.axis_name)
+
+
+EVALUATION = Mode()
+"""The mode of anything but training."""
+
+
+class Inputs(NamedTuple):
+    """What the embedding hands to a backbone."""
+
+    x: Float[Array, "B N D"]
+    scenario: Int[Array, " B"]
+    mask: Bool[Array, " B"]
+
+    @property
+    def flat(self) -> Float[Array, "B N*D"]:
+        """All field embeddings of a row side by side, field by field."""
+        return self.x.reshape(self.x.shape[0], -1)
+
+
+class Output(NamedTuple):
+    """What a model says of each row: the logit before the sigmoid and, where it has them,
+    the attention's logits (rows: the field that asks) and the gate (specific first)."""
+
+    logits: Float[Array, " B"]
+    attention: Float[Array, "B N N"] | None = None
+    gate: Float[Array, "B 2"] | None = None
+
+
+class Declared(NamedTuple):
+    """The parameters and the state that a part owns, as trees of `Parameter`."""
+
+    params: Tree
+    state: Tree = ()
+
+
+class Head(NamedTuple):
+    """Turns a representation [B I] into logits: scenario towers, D3, or another generator.
+
+    `declare(sizes, width)` with I = width; `apply(params, state, hidden, inputs, mode)` returns
+    the output and the new state.
+    """
+
+    declare: Callable[[Sizes, int], Declared]
+    apply: Callable[[Tree, Tree, Array, Inputs, Mode], tuple[Output, Tree]]
+
+
+class Backbone(NamedTuple):
+    """Turns field embeddings into logits with the head it was built with."""
+
+    declare: Callable[[Sizes], Declared]
+    apply: Callable[[Tree, Tree, Inputs, Mode], tuple[Output, Tree]]
+
+
+class Model(NamedTuple):
+    """Embedding, backbone and head as one.
+
+    `declared` holds params {"embedding", "network"} and state. `embed(params, ids)` gathers the
+    table's rows [B K D]; `forward(params, state, rows, batch, mode)` does the rest, so that
+    training can differentiate with respect to the rows it touched instead of the whole table.
+    """
+
+    declared: Declared
+    embed: Callable[[Tree, Int[Array, "B K"]], Float[Array, "B K D"]]
+    forward: Callable[[Tree, Tree, Float[Array, "B K D"], Batch, Mode], tuple[Output, Tree]]
+
+    def apply(
+        self, params: Tree, state: Tree, batch: Batch, mode: Mode = EVALUATION
+    ) -> tuple[Output, Tree]:
+        """The whole forward pass: ids in, `Output` and new state out."""
+        return self.forward(params, state, self.embed(params, batch.ids), batch, mode)
+
+
+class LossAdapter(NamedTuple):
+    """Decides how much each row counts, from what training has seen so far.
+
+    `init()` gives the adapter's state; `row_weights(state, output, batch, step, mode)` the
+    weights [B], never differentiated; `update(state, output, batch, mode)` the next state.
+    """
+
+    init: Callable[[], Tree]
+    row_weights: Callable[[Tree, Output, Batch, Array, Mode], Float[Array, " B"]]
+    update: Callable[[Tree, Output, Batch, Mode], Tree]
+
+
+Activation = Callable[[Array], Array]
+Config = Any

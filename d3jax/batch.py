@@ -1,0 +1,153 @@
+"""What a row becomes: the schema of the fields and the arrays of a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from d3jax.errors import DataError
+
+UNKNOWN = 0
+"""The id, in every field, of a value that training never saw or saw too rarely."""
+
+EMPTY = -1
+"""The id of an unused slot of a multi-valued field; it takes no part in the mean."""
+
+
+class Batch(NamedTuple):
+    """B rows, padded to a fixed size; `mask` is false where a row is padding.
+
+    The arrays are NumPy's on the host and JAX's on a device.
+    """
+
+    ids: Int[Any, "B K"]
+    scenario: Int[Any, " B"]
+    label: Float[Any, " B"]
+    mask: Bool[Any, " B"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One categorical field: its ids are 0 (unknown) to `size - 1`, in `slots` id columns."""
+
+    name: str
+    size: int
+    slots: int = 1
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The fields of a row in column order, and the scenarios that rows are grouped by.
+
+    `scenario_field` names the field that tells the model the scenario, `user_field` and
+    `item_field` those that identify the two sides; None where the data has no such field.
+    """
+
+    fields: tuple[Field, ...]
+    scenarios: tuple[str, ...]
+    scenario_field: str | None = None
+    user_field: str | None = None
+    item_field: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [field.name for field in self.fields]
+        if not names or not self.scenarios:
+            raise DataError("a schema needs at least one field and one scenario")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(f"field {repeated[0]!r} appears twice in the schema; rename one")
+        for field in self.fields:
+            if field.size < 1 or field.slots < 1:
+                raise DataError(
+                    f"field {field.name!r} has size {field.size} and {field.slots} slots; "
+                    "both must be at least 1"
+                )
+        for role in (self.scenario_field, self.user_field, self.item_field):
+            if role is not None and role not in names:
+                raise DataError(f"field {role!r} has a role in the schema but is not among {names}")
+
+    @property
+    def num_fields(self) -> int:
+        """N."""
+        return len(self.fields)
+
+    @property
+    def num_slots(self) -> int:
+        """K, the width of the id matrix."""
+        return sum(field.slots for field in self.fields)
+
+    @property
+    def num_rows(self) -> int:
+        """V, the rows of the one embedding table that all fields share."""
+        return sum(field.size for field in self.fields)
+
+    @property
+    def num_scenarios(self) -> int:
+        """S."""
+        return len(self.scenarios)
+
+    @cached_property
+    def slot_field(self) -> np.ndarray:
+        """[K] the index of the field that owns each id slot."""
+        return np.repeat(np.arange(self.num_fields), [field.slots for field in self.fields])
+
+    @cached_property
+    def slot_offset(self) -> np.ndarray:
+        """[K] the table row at which each slot's field begins."""
+        starts = np.cumsum([0] + [field.size for field in self.fields[:-1]])
+        return starts[self.slot_field].astype(np.int32)
+
+    def index(self, name: str) -> int:
+        """The position of the field called `name`; raises `DataError` when there is none."""
+        for position, field in enumerate(self.fields):
+            if field.name == name:
+                return position
+        raise DataError(
+            f"no field {name!r} in the schema; it has {[field.name for field in self.fields]}"
+        )
+
+    def check(self, ids: np.ndarray, scenario: np.ndarray, where: str = "the batch") -> None:
+        """Raises `DataError` naming field, row and value when an id or scenario is out of range.
+
+        Ids must be checked on the host: on a device an index out of range is clamped in silence.
+        """
+        if ids.ndim != 2 or ids.shape[1] != self.num_slots:
+            raise DataError(
+                f"{where} has ids of shape {ids.shape}; the schema needs [rows, {self.num_slots}]"
+            )
+        low = ids.min(axis=0, initial=UNKNOWN)
+        high = ids.max(axis=0, initial=UNKNOWN)
+        for slot, owner in enumerate(self.slot_field):
+            field = self.fields[owner]
+            first = slot == 0 or self.slot_field[slot - 1] != owner
+            least = UNKNOWN if first else EMPTY
+            if low[slot] >= least and high[slot] < field.size:
+                continue
+            column = ids[:, slot]
+            row = int(np.argmax((column < least) | (column >= field.size)))
+            raise DataError(
+                f"field {field.name!r}: id {column[row]} in row {row} of {where} is outside "
+                f"[{least}, {field.size}); prepare the data again with this schema"
+            )
+        bad = (scenario < 0) | (scenario >= self.num_scenarios)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise DataError(
+                f"scenario {scenario[row]} in row {row} of {where} is unknown; the schema has "
+                f"{self.num_scenarios}: {', '.join(self.scenarios)}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `schema.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Schema:
+        """The inverse of `to_json`."""
+        fields = tuple(Field(**field) for field in value["fields"])
+        return cls(**{**value, "fields": fields, "scenarios": tuple(value["scenarios"])})

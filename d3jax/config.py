@@ -1,0 +1,231 @@
+"""Every setting of a run, as frozen dataclasses; the command line is made from them.
+
+Library functions take the smallest of these they need. Each class checks its own ranges. This
+file imports no JAX, so that the command line can explain itself at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from d3jax.errors import ConfigError
+
+Part = Literal["d1", "d2", "d3"]
+EmbeddingInit = Literal["normal", "xavier_table"]
+ValueForm = Literal["text", "official", "danet"]
+KernelFusion = Literal["multiplicative", "additive"]
+BiasFusion = Literal["multiplicative", "additive", "specific"]
+EntropyForm = Literal["rows", "mean_row"]
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    """Raises `ConfigError` unless low <= value <= high (a NaN never is)."""
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
+
+def _widths(name: str, widths: tuple[int, ...]) -> None:
+    """Raises `ConfigError` unless every layer width is positive."""
+    for width in widths:
+        if width < 1:
+            raise ConfigError(f"{name} holds {width}; each width must be at least 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Embedding, backbone and head."""
+
+    backbone: Literal["shared_bottom", "plain"] = "shared_bottom"
+    """What the embeddings pass through before the head; plain: nothing."""
+    head: Literal["d3", "towers"] = "d3"
+    """What turns a representation into a logit: D3, or one tower per scenario."""
+    embedding_dim: int = 16
+    """Width D of a field's embedding."""
+    embedding_init: EmbeddingInit = "normal"
+    """normal: N(0, embedding_scale); xavier_table: Glorot over the whole table."""
+    embedding_scale: float = 0.01
+    """Standard deviation of the normal embedding initialisation."""
+    bottom_layers: tuple[int, ...] = (128, 64)
+    """Widths of the shared bottom."""
+    tower_layers: tuple[int, ...] = (32,)
+    """Hidden widths of each scenario's tower."""
+
+    def __post_init__(self) -> None:
+        _within("embedding_dim", self.embedding_dim, 1, 4096)
+        _within("embedding_scale", self.embedding_scale, 1e-8, 10)
+        _widths("bottom_layers", self.bottom_layers)
+        _widths("tower_layers", self.tower_layers)
+        if not self.bottom_layers:
+            raise ConfigError("bottom_layers is empty; the shared bottom needs at least one layer")
+
+
+@dataclass(frozen=True)
+class D3Config:
+    """The D3 head. The defaults are the paper's text; the options are what others do."""
+
+    parts: Part = "d3"
+    """d1: domain division; d2: and modelling (gate, shared weights); d3: and balance (loss)."""
+    form: Literal["text", "official"] = "text"
+    """text: the paper's equations; official: the authors' code, batch norms included."""
+    field_hidden: int = 64
+    """Width H of each field's own layer in the generator."""
+    width: int = 32
+    """Output width O of the generated layer."""
+    head_layers: tuple[int, ...] = ()
+    """Hidden layers between the generated layer and the logit."""
+    gate_layers: tuple[int, ...] = (64, 16)
+    """Hidden widths of the fusion gate."""
+    attention_value: ValueForm = "text"
+    """What attention mixes: the embeddings (text), projected values (official), or danet's form."""
+    attention_scaled: bool = False
+    """Divide the attention's logits by the square root of the embedding width."""
+    gate_input: Literal["selected", "raw"] = "selected"
+    """What the gate reads: the attention's output, or the embeddings."""
+    kernel_fusion: KernelFusion = "multiplicative"
+    """How the row's kernel and the shared one are fused."""
+    bias_fusion: BiasFusion = "multiplicative"
+    """How biases are fused; specific: the row's own bias alone."""
+    outer_activation: bool = True
+    """Apply the activation around the generator's residual sum, as Eq. 10 prints it."""
+    layer_activation: bool = True
+    """Apply the activation to the generated layer's output (Eq. 14)."""
+    detach_generator: bool = False
+    """Stop the gradient from the generator into attention and embeddings."""
+
+    def __post_init__(self) -> None:
+        _within("field_hidden", self.field_hidden, 1, 65536)
+        _within("width", self.width, 1, 65536)
+        _widths("head_layers", self.head_layers)
+        _widths("gate_layers", self.gate_layers)
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """How the D3 loss weighs rows (Eq. 15-19)."""
+
+    start_ratio: float = 0.5
+    """Share of the run's steps before weighting starts; 1: never."""
+    complexity_shift: float = 0.5
+    """Lambda 1 of Eq. 17."""
+    complexity_scale: float = 1.0
+    """Alpha 1 of Eq. 17."""
+    specificity_shift: float = 0.5
+    """Lambda 2 of Eq. 18."""
+    specificity_scale: float = 1.0
+    """Alpha 2 of Eq. 18."""
+    lower: float = 0.1
+    """Least normalised complexity (Eq. 16)."""
+    upper: float = 1.0
+    """Greatest normalised complexity (Eq. 16)."""
+    entropy: EntropyForm | Literal["naive"] = "rows"
+    """rows: mean of the rows' entropies; mean_row: entropy of the mean row; naive: the authors'."""
+    literal_sign: bool = False
+    """Use Eq. 15 as printed, without entropy's minus."""
+    minimum_std: float = 1e-20
+    """Deviation of the complexities at or below which all rows count the same."""
+    normalize: bool = False
+    """Divide the loss by the sum of the weights instead of the number of rows."""
+
+    def __post_init__(self) -> None:
+        _within("start_ratio", self.start_ratio, 0, 1)
+        for name in ("complexity", "specificity"):
+            shift, scale = self._weights(name)
+            _within(f"{name}_shift", shift, 0, 100)
+            _within(f"{name}_scale", scale, 0, 100)
+            if shift == scale == 0:
+                raise ConfigError(
+                    f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
+                    "set one of them above 0"
+                )
+        _within("lower", self.lower, 0, self.upper)
+        _within("minimum_std", self.minimum_std, 0, math.inf)
+
+    def _weights(self, name: str) -> tuple[float, float]:
+        if name == "complexity":
+            return self.complexity_shift, self.complexity_scale
+        return self.specificity_shift, self.specificity_scale
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, 2019)."""
+
+    learning_rate: float = 1e-3
+    """Step size."""
+    weight_decay: float = 1e-5
+    """Decoupled weight decay of the network."""
+    embedding_decay: float = 1e-5
+    """Decoupled weight decay of the embedding table."""
+    b1: float = 0.9
+    """Decay of the gradient's running mean."""
+    b2: float = 0.999
+    """Decay of the squared gradient's running mean."""
+    epsilon: float = 1e-8
+    """Added to the denominator."""
+
+    def __post_init__(self) -> None:
+        _within("learning_rate", self.learning_rate, 1e-12, 10)
+        _within("weight_decay", self.weight_decay, 0, 1000)
+        _within("embedding_decay", self.embedding_decay, 0, 1000)
+        _within("b1", self.b1, 0, 0.999999)
+        _within("b2", self.b2, 0, 0.9999999)
+        _within("epsilon", self.epsilon, 1e-30, 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop around the step."""
+
+    seed: int = 0
+    """Decides initial parameters and the order of rows."""
+    batch_size: int = 2048
+    """Rows of a step over all devices."""
+    epochs: int = 10
+    """Most passes over the training rows."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations on the validation rows (a fraction evaluates within one)."""
+    patience: int = 2
+    """Evaluations without a better result before training stops; 0: never stop early."""
+    monitor: Literal["logloss", "auc"] = "logloss"
+    """What the best weights are best at, on the validation rows overall."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints, beside the one at each evaluation."""
+    log_every: int = 50
+    """Steps between progress lines and fetches from the device."""
+    workers: int = 0
+    """Processes that read batches; 0 reads in the training process."""
+
+    def __post_init__(self) -> None:
+        _within("seed", self.seed, 0, 2**31 - 1)
+        _within("batch_size", self.batch_size, 1, 2**24)
+        _within("epochs", self.epochs, 1, 100000)
+        _within("evaluate_every", self.evaluate_every, 1e-3, 100000)
+        _within("patience", self.patience, 0, 100000)
+        _within("checkpoint_every", self.checkpoint_every, 1, 2**31)
+        _within("log_every", self.log_every, 1, 2**31)
+        _within("workers", self.workers, 0, 256)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    d3: D3Config = field(default_factory=D3Config)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
+    """`key: ours -> theirs` for every leaf in which two JSON-like values differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = sorted(ours.keys() | theirs.keys())
+        return [
+            line
+            for key in keys
+            for line in differences(ours.get(key), theirs.get(key), f"{prefix}{key}.")
+        ]
+    return [] if ours == theirs else [f"{prefix.rstrip('.')}: {ours} -> {theirs}"]

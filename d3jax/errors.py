@@ -1,0 +1,20 @@
+"""Errors that a user can act on: each says what, where, which value, and the cure.
+
+The command line prints them without a traceback; a library caller can catch `D3jaxError`.
+"""
+
+
+class D3jaxError(Exception):
+    """Anything that d3jax refuses on purpose."""
+
+
+class DataError(D3jaxError):
+    """Raw or prepared data that can't be used as it is."""
+
+
+class ConfigError(D3jaxError):
+    """A setting outside its range, or settings that contradict each other."""
+
+
+class CheckpointError(D3jaxError):
+    """A run or checkpoint that can't be written, read or continued."""

@@ -1,0 +1,180 @@
+"""Domain modelling: a gate fuses a row's own weights with those that all rows share.
+
+Equations 11-14 of Jia et al. (AAAI 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from d3jax.base import Activation
+from d3jax.config import BiasFusion, KernelFusion
+from d3jax.generation import GeneratorParams, declare_generator, generate_weights
+from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp
+from d3jax.parameters import glorot, ones, zeros
+
+
+class GateParams(NamedTuple):
+    """A small network with two scores at its end."""
+
+    hidden: tuple[Dense, ...]
+    output: Dense
+
+
+class FusedParams(NamedTuple):
+    """A generated layer: the generator, and the shared weights it is fused with (None: alone)."""
+
+    generator: GeneratorParams
+    shared: Dense | None
+
+
+def declare_gate(inputs: int, layers: Sequence[int] = (64, 16)) -> GateParams:
+    """Glorot kernels throughout: a gate whose last kernel is zero never learns."""
+    return GateParams(
+        hidden=declare_mlp(inputs, layers),
+        output=declare_dense(layers[-1] if layers else inputs, 2),
+    )
+
+
+def declare_fused(
+    hidden: int,
+    inputs: int,
+    outputs: int,
+    *,
+    shared: bool,
+    kernel_fusion: KernelFusion = "multiplicative",
+    bias_fusion: BiasFusion = "multiplicative",
+) -> FusedParams:
+    """A layer [inputs, outputs] generated from M = `hidden` units, with shared weights or without.
+
+    What multiplies something starts at 1, so that neither factor silences the other; what stands
+    alone or is added starts as a kernel or bias of its own would.
+    """
+    multiplies = shared and kernel_fusion == "multiplicative"
+    offset = ones if multiplies else glorot(inputs, outputs)
+    generator = declare_generator(hidden, inputs, outputs, offset)
+    if not shared:
+        return FusedParams(generator, None)
+    bias = {"multiplicative": ones, "additive": zeros, "specific": None}[bias_fusion]
+    return FusedParams(generator, declare_dense(inputs, outputs, bias=bias))
+
+
+def fusion_gate(
+    params: GateParams, selected: Float[Array, "B N D"], activation: Activation = jax.nn.relu
+) -> Float[Array, "B 2"]:
+    """How much of a layer is this row's own and how much is shared (Eq. 11-12).
+
+    Returns the softmax of two scores, specific first. The fused kernel depends on their product
+    alone (Eq. 13), so a gate whose last kernel is zero never learns.
+    """
+    flat = selected.reshape(selected.shape[0], -1)
+    return jax.nn.softmax(dense(params.output, mlp(params.hidden, flat, activation)))
+
+
+def fuse(
+    gate: Float[Array, "B 2"],
+    specific: Float[Array, "B *W"],
+    shared: Float[Array, "*W"],
+    *,
+    additive: bool = False,
+) -> Float[Array, "B *W"]:
+    """The row's own weights and the shared ones as one (Eq. 13).
+
+    `(g₀ · specific) ⊙ (g₁ · shared)`, or their sum when `additive`, which unlike the product
+    tells the two gate values apart. Works on kernels [B I O] and biases [B O] alike.
+    """
+    column = (-1, *[1] * (specific.ndim - 1))
+    own = gate[:, 0].reshape(column) * specific
+    common = gate[:, 1].reshape(column) * shared[None]
+    return own + common if additive else own * common
+
+
+def fused_layer_plain(
+    params: FusedParams,
+    gate: Float[Array, "B 2"] | None,
+    hidden: Float[Array, "B M"],
+    inputs: Float[Array, "B I"],
+    *,
+    kernel_additive: bool = False,
+    bias_additive: bool = False,
+) -> Float[Array, "B O"]:
+    """`inputs · W + b` with W and b as Eq. 13 has them, every row's kernel stored.
+
+    The form to read and to test against; `fused_layer` gives the same values.
+    """
+    kernel, bias = generate_weights(params.generator, hidden)
+    if params.shared is not None:
+        assert gate is not None
+        kernel = fuse(gate, kernel, params.shared.kernel, additive=kernel_additive)
+        if params.shared.bias is not None:
+            bias = fuse(gate, bias, params.shared.bias, additive=bias_additive)
+    return jnp.einsum("bi,bio->bo", inputs, kernel) + bias
+
+
+def fused_layer(
+    params: FusedParams,
+    gate: Float[Array, "B 2"] | None,
+    hidden: Float[Array, "B M"],
+    inputs: Float[Array, "B I"],
+    *,
+    kernel_additive: bool = False,
+    bias_additive: bool = False,
+    budget: int = 2**28,
+) -> Float[Array, "B O"]:
+    """`fused_layer_plain` with one generated tensor alive instead of several.
+
+    The shared kernel is folded into the generator's once a step and the gate scales the inputs,
+    so the only tensor per row is the kernel itself, [B I O]; where that would pass `budget`
+    numbers it is made a slice of O at a time and made again for the gradient.
+    """
+    kernel, offset, bias_params = params.generator
+    bias = dense(bias_params, hidden)
+    common = jnp.zeros_like(bias)
+    if params.shared is not None:
+        assert gate is not None
+        own, rest = gate[:, :1], gate[:, 1:]
+        if not kernel_additive:
+            kernel, offset = kernel * params.shared.kernel, offset * params.shared.kernel
+            inputs = inputs * (own * rest)
+        else:
+            common = rest * (inputs @ params.shared.kernel)
+            inputs = inputs * own
+        if params.shared.bias is not None:
+            bias = fuse(gate, bias, params.shared.bias, additive=bias_additive)
+    return _contract(kernel, offset, hidden, inputs, budget) + common + bias
+
+
+def _contract(
+    kernel: Float[Array, "M I O"],
+    offset: Float[Array, "I O"],
+    hidden: Float[Array, "B M"],
+    inputs: Float[Array, "B I"],
+    budget: int,
+) -> Float[Array, "B O"]:
+    """Σ_i inputs_i (Σ_m hidden_m kernel_mio + offset_io), in as many slices of O as needed."""
+
+    def columns(weights: tuple[Array, Array]) -> Array:
+        generated = jnp.einsum("bm,mio->bio", hidden, weights[0]) + weights[1]
+        return jnp.einsum("bi,bio->bo", inputs, generated)
+
+    outputs = offset.shape[1]
+    slices = _slices(outputs, inputs.size * outputs, budget)
+    if slices == 1:
+        return columns((kernel, offset))
+    split = (
+        jnp.moveaxis(kernel.reshape(*kernel.shape[:2], slices, -1), 2, 0),
+        jnp.moveaxis(offset.reshape(offset.shape[0], slices, -1), 1, 0),
+    )
+    parts = jax.lax.map(jax.checkpoint(columns), split)
+    return jnp.moveaxis(parts, 0, 1).reshape(hidden.shape[0], outputs)
+
+
+def _slices(outputs: int, size: int, budget: int) -> int:
+    """The smallest number of equal slices of `outputs` that keeps size / slices in budget."""
+    wanted = -(-size // budget)
+    return next((n for n in range(wanted, outputs + 1) if outputs % n == 0), outputs)

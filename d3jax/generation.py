@@ -1,0 +1,91 @@
+"""Per-feature weight generation: the selected fields of a row become a layer's weights.
+
+Equations 9-10 of Jia et al. (AAAI 2024).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from d3jax.base import Activation
+from d3jax.layers import Dense, declare_dense, dense
+from d3jax.parameters import Initializer, declare_array, glorot, zeros
+
+
+class HiddenParams(NamedTuple):
+    """One linear layer per field, then the residual block that mixes them."""
+
+    field_kernel: Float[Array, "N D H"]
+    field_bias: Float[Array, "N H"]
+    mix: Dense
+
+
+class GeneratorParams(NamedTuple):
+    """Two linear maps from a row's hidden vector: to a kernel [I O] and to a bias [O].
+
+    The generator's own kernel is stored as [M I O], so that its row-major reshape to the matrix
+    [M, I·O] puts the input index slowest.
+    """
+
+    kernel: Float[Array, "M I O"]
+    kernel_offset: Float[Array, "I O"]
+    bias: Dense
+
+
+def declare_hidden(num_fields: int, dim: int, width: int) -> HiddenParams:
+    """H = `width` hidden units for each of N fields of width D = `dim`."""
+    return HiddenParams(
+        field_kernel=declare_array((num_fields, dim, width), glorot(dim, width)),
+        field_bias=declare_array((num_fields, width), zeros),
+        mix=declare_dense(num_fields * width, num_fields * width),
+    )
+
+
+def declare_generator(
+    hidden: int, inputs: int, outputs: int, offset: Initializer
+) -> GeneratorParams:
+    """A generator of an [inputs, outputs] layer from `hidden` = M units.
+
+    Its kernel starts at a tenth of Glorot's scale, so the first generated weights are `offset`
+    (1 where they will multiply shared weights, Glorot where they stand alone) plus a little of
+    the row's own: a product of two freshly drawn matrices would all but vanish.
+    """
+    return GeneratorParams(
+        kernel=declare_array((hidden, inputs, outputs), glorot(hidden, outputs, gain=0.1)),
+        kernel_offset=declare_array((inputs, outputs), offset),
+        bias=declare_dense(hidden, outputs),
+    )
+
+
+def field_hidden(params: HiddenParams, selected: Float[Array, "B N D"]) -> Float[Array, "B M"]:
+    """Each selected field through a linear layer of its own, side by side (Eq. 9)."""
+    hidden = jnp.einsum("bnd,ndh->bnh", selected, params.field_kernel) + params.field_bias
+    return hidden.reshape(selected.shape[0], -1)
+
+
+def feature_hidden(
+    params: HiddenParams,
+    selected: Float[Array, "B N D"],
+    activation: Activation = jax.nn.relu,
+    *,
+    outer: bool = True,
+) -> Float[Array, "B M"]:
+    """What a row's weights are generated from: φ(h + φ(h W + b)), h by Eq. 9 (Eq. 10).
+
+    `outer=False` leaves out the activation around the sum, as the authors' code does.
+    """
+    hidden = field_hidden(params, selected)
+    mixed = hidden + activation(dense(params.mix, hidden))
+    return activation(mixed) if outer else mixed
+
+
+def generate_weights(
+    params: GeneratorParams, hidden: Float[Array, "B M"]
+) -> tuple[Float[Array, "B I O"], Float[Array, "B O"]]:
+    """A kernel and a bias for every row, linear in `hidden` (Eq. 10)."""
+    kernel = jnp.einsum("bm,mio->bio", hidden, params.kernel) + params.kernel_offset
+    return kernel, dense(params.bias, hidden)

@@ -1,0 +1,163 @@
+"""The D3 head as its authors' released code computes it, beside the paper's text in `heads`.
+
+It differs from the equations in its batch norms and leaky activations after every dense layer,
+the generated kernel included, in the gate reading the embeddings and in the bias that is never
+fused; with `detach_generator`, as in the PyTorch release, the attention gets no gradient at all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from d3jax.attention import AttentionParams, declare_attention, select_features
+from d3jax.base import Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.config import D3Config
+from d3jax.fusion import fuse
+from d3jax.generation import (
+    GeneratorParams,
+    HiddenParams,
+    declare_generator,
+    declare_hidden,
+    field_hidden,
+    generate_weights,
+)
+from d3jax.layers import (
+    BatchNorm,
+    Dense,
+    Moments,
+    batch_norm,
+    declare_batch_norm,
+    declare_dense,
+    dense,
+)
+from d3jax.parameters import Tree, declare_array, glorot
+
+
+class Block(NamedTuple):
+    """Dense, batch norm, leaky rectifier."""
+
+    dense: Dense
+    norm: BatchNorm
+
+
+class OfficialParams(NamedTuple):
+    """All that is learned; `gate` and `shared` are None for D1."""
+
+    attention: AttentionParams
+    hidden: HiddenParams
+    norms: dict[str, BatchNorm]
+    generator: GeneratorParams
+    shared: Float[Array, "I O"] | None
+    gate: tuple[Block, ...] | None
+    tail: tuple[Block, ...]
+    output: Dense
+
+
+class OfficialState(NamedTuple):
+    """Running moments, arranged as the norms they belong to."""
+
+    norms: dict[str, Moments]
+    gate: tuple[Moments, ...] | None
+    tail: tuple[Moments, ...]
+
+
+def d3_official(config: D3Config) -> Head:
+    """The released head; of `config` it reads parts, widths, scaling and detachment."""
+
+    def declare(sizes: Sizes, width: int) -> Declared:
+        hidden = sizes.num_fields * config.field_hidden
+        gated = config.parts != "d1"
+        norms = {
+            "field": declare_batch_norm(hidden),
+            "mix": declare_batch_norm(hidden),
+            "kernel": declare_batch_norm(width, config.width),
+            "bias": declare_batch_norm(config.width),
+        }
+        gate = _declare_blocks(sizes.flat, (*config.gate_layers, 2)) if gated else None
+        tail = _declare_blocks(config.width, config.head_layers)
+        offset = glorot(width, config.width)
+        params = OfficialParams(
+            attention=declare_attention(sizes.embedding_dim, "official"),
+            hidden=declare_hidden(sizes.num_fields, sizes.embedding_dim, config.field_hidden),
+            norms={name: norm.params for name, norm in norms.items()},
+            generator=declare_generator(hidden, width, config.width, offset),
+            shared=declare_array((width, config.width), offset) if gated else None,
+            gate=gate.params if gate else None,
+            tail=tail.params,
+            output=declare_dense((config.width, *config.head_layers)[-1], 1),
+        )
+        moments = {name: norm.state for name, norm in norms.items()}
+        return Declared(params, OfficialState(moments, gate.state if gate else None, tail.state))
+
+    def apply(
+        params: OfficialParams, state: OfficialState, hidden: Array, inputs: Inputs, mode: Mode
+    ) -> tuple[Output, Tree]:
+        scaled = config.attention_scaled
+        selected, logits = select_features(params.attention, inputs.x, scaled=scaled)
+        source = lax.stop_gradient(selected) if config.detach_generator else selected
+        kernel, bias, norms = _generate(params, state.norms, source, inputs.mask, mode)
+        gate, moments = None, None
+        if params.gate is not None:
+            assert state.gate is not None
+            assert params.shared is not None
+            scores, moments = _blocks(params.gate, state.gate, inputs.flat, inputs.mask, mode)
+            gate = jax.nn.softmax(scores)
+            kernel = fuse(gate, kernel, params.shared)
+        outputs = jnp.einsum("bi,bio->bo", hidden, kernel) + bias
+        outputs, tail = _blocks(params.tail, state.tail, outputs, inputs.mask, mode)
+        row_logits = dense(params.output, outputs).squeeze(-1)
+        return Output(row_logits, logits, gate), OfficialState(norms, moments, tail)
+
+    return Head(declare, apply)
+
+
+def _generate(
+    params: OfficialParams,
+    moments: dict[str, Moments],
+    selected: Float[Array, "B N D"],
+    mask: Bool[Array, " B"],
+    mode: Mode,
+) -> tuple[Float[Array, "B I O"], Float[Array, "B O"], dict[str, Moments]]:
+    """Every row's kernel and bias, each dense layer normalised over the batch."""
+    updated = {}
+
+    def normalized(name: str, values: Array) -> Array:
+        values, updated[name] = batch_norm(params.norms[name], moments[name], values, mask, mode)
+        return jax.nn.leaky_relu(values)
+
+    hidden = normalized("field", field_hidden(params.hidden, selected))
+    hidden = hidden + normalized("mix", dense(params.hidden.mix, hidden))
+    kernel, bias = generate_weights(params.generator, hidden)
+    return normalized("kernel", kernel), normalized("bias", bias), updated
+
+
+def _declare_blocks(inputs: int, layers: tuple[int, ...]) -> Declared:
+    """Blocks of the given output widths, one after the other."""
+    norms = [declare_batch_norm(width) for width in layers]
+    blocks = tuple(
+        Block(declare_dense(width, output), norm.params)
+        for width, output, norm in zip((inputs, *layers), layers, norms, strict=False)
+    )
+    return Declared(blocks, tuple(norm.state for norm in norms))
+
+
+def _blocks(
+    params: tuple[Block, ...],
+    moments: tuple[Moments, ...],
+    hidden: Array,
+    mask: Bool[Array, " B"],
+    mode: Mode,
+) -> tuple[Array, tuple[Moments, ...]]:
+    """The blocks in turn, and their new moments."""
+    updated = []
+    for block, running in zip(params, moments, strict=True):
+        values = dense(block.dense, hidden)
+        values, running = batch_norm(block.norm, running, values, mask, mode)
+        hidden = jax.nn.leaky_relu(values)
+        updated.append(running)
+    return hidden, tuple(updated)

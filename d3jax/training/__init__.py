@@ -1,0 +1,1 @@
+"""Loss, optimiser, the mapped step, checkpoints and the loop."""

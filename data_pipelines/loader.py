@@ -1,0 +1,213 @@
+"""Shuffled, sharded, resumable batches with Grain; the batch of a step is a pure function.
+
+Batches are addressed by the global step, so to resume is to start at the next step, whatever the
+number of reader processes then is. An epoch's order is a true permutation of all rows, computed
+an index at a time: no array of the data's length is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from mmap import mmap
+from typing import NamedTuple, SupportsIndex
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import DatasetOptions, WithOptionsIterDataset
+
+from d3jax.batch import UNKNOWN, Batch
+from d3jax.errors import ConfigError, DataError
+from data_pipelines.columns import Rows
+
+MAX_ROWS = 2**32 - 1
+"""The shuffle computes in 32 bits, which is twice as fast as in 64."""
+
+_NO_SHARED_MEMORY = DatasetOptions(min_shm_size=2**62)
+"""Batches of some 100 kB cross to this process faster in a pipe than in shared memory, which
+Grain 0.2.18 also leaves behind, with a warning, when the program ends."""
+
+
+def shuffle_index(
+    index: np.ndarray, size: int, seed: tuple[int, ...], rounds: int = 4
+) -> np.ndarray:
+    """Where a random permutation of [0, size) puts each `index`; int64, of the same shape.
+
+    A Feistel network (Luby and Rackoff, 1988) permutes a x b >= size cells, where a and b are
+    near the square root of size; a result outside [0, size) is put through it again, which ends
+    because its orbit started inside (cycle walking; Black and Rogaway, 2002). Equal seeds give
+    equal permutations. Raises `DataError` when size isn't in [1, 2^32 - 1].
+    """
+    if not 1 <= size <= MAX_ROWS:
+        raise DataError(f"can't shuffle {size} rows; there must be 1 to {MAX_ROWS} in a split")
+    keys = np.random.SeedSequence(seed).generate_state(2 * rounds).reshape(rounds, 2)
+    left_size = np.uint32(np.ceil(np.sqrt(size)))
+    right_size = np.uint32(-(-size // int(left_size)))
+    result = np.array(index, np.uint32).ravel()
+    walking = np.arange(result.size)
+    while walking.size:
+        left, right = np.divmod(result[walking], right_size)
+        for left_key, right_key in keys:
+            left = (left + _mix(right, left_key) % left_size) % left_size
+            right = (right + _mix(left, right_key) % right_size) % right_size
+        result[walking] = left * right_size + right
+        walking = walking[result[walking] >= size]
+    return result.astype(np.int64).reshape(np.shape(index))
+
+
+def _mix(value: np.ndarray, key: np.uint32) -> np.ndarray:
+    """A hash of 32 bits, with the multipliers of xxHash and MurmurHash3."""
+    value = (value ^ key) * np.uint32(0x9E3779B1)
+    value ^= value >> np.uint32(15)
+    value *= np.uint32(0x85EBCA77)
+    return value ^ (value >> np.uint32(13))
+
+
+def steps_per_epoch(num_rows: int, batch_size: int) -> int:
+    """Batches that hold every row once; the last may be padded."""
+    return -(-num_rows // batch_size)
+
+
+class _OnDisk(NamedTuple):
+    """A memory-mapped array by its address, for a reader process to map again."""
+
+    path: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def open(self) -> np.ndarray:
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+
+
+def _address(array: np.ndarray) -> np.ndarray | _OnDisk:
+    """The address of a whole mapped file; an array in memory, or a part of a map, as it is."""
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap)):
+        return array
+    return _OnDisk(str(array.filename), array.dtype, array.shape, array.offset)
+
+
+class Gather:
+    """Maps a global step to this process's share of its batch.
+
+    Pickled into a reader process, it takes the addresses of memory-mapped columns along and not
+    their contents.
+    """
+
+    def __init__(
+        self, rows: Rows, batch_size: int, seed: int, process_index: int, process_count: int
+    ) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.share = batch_size // process_count
+        self.first = process_index * self.share
+
+    def __call__(self, step: SupportsIndex) -> Batch:
+        """The share [B / P] of the batch of `step`, which counts on across epochs."""
+        num_rows = len(self.rows.label)
+        epoch, index = divmod(int(step), steps_per_epoch(num_rows, self.batch_size))
+        place = _places(num_rows, index * self.batch_size + self.first, self.share)
+        return _take(self.rows, shuffle_index(place, num_rows, (self.seed, epoch)), self.share)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "rows": [_address(column) for column in self.rows]}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        columns = (c.open() if isinstance(c, _OnDisk) else c for c in self.rows)
+        self.rows = Rows(*columns)
+
+
+def training_batches(
+    rows: Rows,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """The batches of steps `start_step` to `stop_step - 1`, shuffled anew in each epoch.
+
+    A process yields its contiguous share, B / P rows, of every global batch of `batch_size` rows.
+    The stream doesn't depend on `workers`, the number of reader processes (0: a thread of this
+    one), nor on `prefetch`, the batches each reads ahead. Close it (a generator's `close`) when
+    it isn't run to its end. Raises `ConfigError` for a setting out of range.
+    """
+    _check(rows, batch_size, process_index, process_count)
+    if seed < 0 or workers < 0 or prefetch < 1 or not 0 <= start_step <= stop_step:
+        raise ConfigError(
+            f"seed {seed}, workers {workers}, prefetch {prefetch}, steps {start_step} to "
+            f"{stop_step}: prefetch must be at least 1, the others not negative and in order"
+        )
+    gather = Gather(rows, batch_size, seed, process_index, process_count)
+    steps = grain.MapDataset.range(start_step, stop_step).map(gather)
+    return _closing(steps, min(workers, stop_step - start_step), prefetch)
+
+
+def evaluation_batches(
+    rows: Rows, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """All rows once, in order; the last batch is padded to `batch_size`.
+
+    A process yields its contiguous share of every batch, so all yield equally many. Raises
+    `ConfigError` for a setting out of range.
+    """
+    _check(rows, batch_size, process_index, process_count)
+    share = batch_size // process_count
+    starts = range(process_index * share, len(rows.label) + process_index * share, batch_size)
+    return (_take(rows, _places(len(rows.label), start, share), share) for start in starts)
+
+
+def _check(rows: Rows, batch_size: int, process_index: int, process_count: int) -> None:
+    if len(rows.label) == 0:
+        raise DataError("there are no rows to make batches of; prepare a split that isn't empty")
+    if not 0 <= process_index < process_count:
+        raise ConfigError(f"process_index {process_index} is outside [0, {process_count})")
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"batch_size {batch_size} can't be shared equally by {process_count} processes; "
+            f"make it a positive multiple of {process_count}"
+        )
+
+
+def _closing(
+    steps: grain.MapDataset[Batch], workers: int, prefetch: int
+) -> Generator[Batch, None, None]:
+    """Iterates, and stops Grain's threads and processes when the caller is done."""
+    if workers:
+        # Grain 0.2.18 reads absl flags that a program without absl's main never parsed.
+        flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
+        here = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        dataset = WithOptionsIterDataset(here, _NO_SHARED_MEMORY).mp_prefetch(options)
+    else:
+        dataset = steps.to_iter_dataset(grain.ReadOptions(1, prefetch))
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _places(num_rows: int, start: int, count: int) -> np.ndarray:
+    """The places `start` to `start + count - 1`, as many of them as there are rows for."""
+    return np.arange(start, max(start, min(start + count, num_rows)))
+
+
+def _take(rows: Rows, index: np.ndarray, size: int) -> Batch:
+    """The rows at `index` in a batch of `size`; the rest is padding: unknown ids, mask false."""
+    batch = Batch(
+        ids=np.full((size, rows.ids.shape[1]), UNKNOWN, np.int32),
+        scenario=np.zeros(size, np.int32),
+        label=np.zeros(size, np.float32),
+        mask=np.arange(size) < index.size,
+    )
+    for source, target in zip(rows, batch[:3], strict=True):
+        # `clip` only spares the copy that NumPy makes to check the index: three times as fast.
+        np.take(source, index, axis=0, out=target[: index.size], mode="clip")
+    return batch

@@ -1,0 +1,1 @@
+"""Presets, commands, tables, figures and benchmarks."""
