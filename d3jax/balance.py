@@ -131,21 +131,30 @@ def scheduled_weights(
     return lax.stop_gradient(jnp.where(step >= start_step, weights, 1.0))
 
 
+def unit_mean_weights(
+    weights: Float[Array, " B"],
+    mask: Bool[Array, " B"],
+    *,
+    axis_name: Hashable | None = None,
+) -> Float[Array, " B"]:
+    """Weights over their mean on the batch's real rows, so that they move no learning rate."""
+    sums = jnp.stack([jnp.where(mask, weights, 0.0).sum(), mask.sum().astype(weights.dtype)])
+    total, rows = sums if axis_name is None else lax.psum(sums, axis_name)
+    return weights * (rows / jnp.maximum(total, jnp.finfo(weights.dtype).tiny))
+
+
 def weighted_loss(
     losses: Float[Array, " B"],
     weights: Float[Array, " B"],
     mask: Bool[Array, " B"],
     *,
-    normalize: bool = False,
     axis_name: Hashable | None = None,
 ) -> Float[Array, ""]:
-    """Σ w · loss / (number of real rows), or / Σ w when `normalize` (Eq. 19).
+    """Σ w · loss / (number of real rows) (Eq. 19).
 
     With `axis_name` this is one device's share: the sum over devices is the loss of the batch,
     however unevenly the real rows are spread.
     """
-    weights = jnp.where(mask, weights, 0.0)
-    divisor = weights.sum() if normalize else mask.sum().astype(losses.dtype)
-    divisor = divisor if axis_name is None else lax.psum(divisor, axis_name)
-    share = (weights * jnp.where(mask, losses, 0.0)).sum()
-    return share / jnp.maximum(divisor, jnp.finfo(losses.dtype).tiny)
+    rows = mask.sum() if axis_name is None else lax.psum(mask.sum(), axis_name)
+    share = jnp.where(mask, weights * jnp.where(mask, losses, 0.0), 0.0).sum()
+    return share / jnp.maximum(rows, 1).astype(losses.dtype)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from d3jax.batch import Batch
+from d3jax.batch import Batch, Schema
+from d3jax.embedding import EmbeddingParams, lookup, table_rows
 from d3jax.parameters import Tree
 
 
@@ -101,35 +102,44 @@ class Backbone(NamedTuple):
     apply: Callable[[Tree, Tree, Inputs, Mode], tuple[Output, Tree]]
 
 
+class ModelParams(NamedTuple):
+    """The table, and the parameters of everything after it."""
+
+    embedding: EmbeddingParams
+    network: Tree
+
+
 class Model(NamedTuple):
     """Embedding, backbone and head as one.
 
-    `declared` holds params {"embedding", "network"} and state. `embed(params, ids)` gathers the
-    table's rows [B K D]; `forward(params, state, rows, batch, mode)` does the rest, so that
-    training can differentiate with respect to the rows it touched instead of the whole table.
+    `declared.params` is a `ModelParams`. `forward(network, state, rows, batch, mode)` starts from
+    the table's rows of the batch, [B K D], so that training can differentiate with respect to the
+    rows it touched instead of the whole table; `apply` looks them up itself.
     """
 
+    schema: Schema
     declared: Declared
-    embed: Callable[[Tree, Int[Array, "B K"]], Float[Array, "B K D"]]
     forward: Callable[[Tree, Tree, Float[Array, "B K D"], Batch, Mode], tuple[Output, Tree]]
 
     def apply(
-        self, params: Tree, state: Tree, batch: Batch, mode: Mode = EVALUATION
+        self, params: ModelParams, state: Tree, batch: Batch, mode: Mode = EVALUATION
     ) -> tuple[Output, Tree]:
         """The whole forward pass: ids in, `Output` and new state out."""
-        return self.forward(params, state, self.embed(params, batch.ids), batch, mode)
+        rows = lookup(params.embedding, table_rows(self.schema, batch.ids))
+        return self.forward(params.network, state, rows, batch, mode)
 
 
 class LossAdapter(NamedTuple):
     """Decides how much each row counts, from what training has seen so far.
 
-    `init()` gives the adapter's state; `row_weights(state, output, batch, step, mode)` the
-    weights [B], never differentiated; `update(state, output, batch, mode)` the next state.
+    `state` declares what it remembers; `row_weights(state, output, batch, step, mode)` gives the
+    weights [B], never differentiated, and `update(state, output, batch, step, mode)` what it
+    remembers next.
     """
 
-    init: Callable[[], Tree]
+    state: Tree
     row_weights: Callable[[Tree, Output, Batch, Array, Mode], Float[Array, " B"]]
-    update: Callable[[Tree, Output, Batch, Mode], Tree]
+    update: Callable[[Tree, Output, Batch, Array, Mode], Tree]
 
 
 Activation = Callable[[Array], Array]

@@ -6,8 +6,10 @@ file imports no JAX, so that the command line can explain itself at once.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from d3jax.errors import ConfigError
@@ -217,6 +219,32 @@ class Config:
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, tuples as lists."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Config:
+        """The inverse of `to_json`; raises `ConfigError` naming a key that it doesn't know."""
+        parts = {
+            "model": ModelConfig,
+            "d3": D3Config,
+            "balance": BalanceConfig,
+            "optimizer": OptimizerConfig,
+            "train": TrainConfig,
+        }
+        return cls(**{name: _from_json(part, value, name) for name, part in parts.items()})
+
+
+def _from_json(part: type, value: Mapping[str, Any], name: str) -> Any:
+    known = {field.name for field in fields(part)}
+    section = dict(value.get(name, {}))
+    if unknown := sorted(section.keys() - known):
+        raise ConfigError(
+            f"{name}.{unknown[0]} is no setting of this d3jax; it knows {', '.join(sorted(known))}"
+        )
+    return part(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:

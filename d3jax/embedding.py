@@ -32,12 +32,19 @@ def declare_embedding(
 
 def table_rows(schema: Schema, ids: Int[Array, "B K"]) -> Int[Array, "B K"]:
     """The table row of each id slot; V, one past the end, where a slot is empty."""
-    return jnp.where(ids == EMPTY, schema.num_rows, ids + schema.slot_offset)
+    return jnp.where(ids == EMPTY, schema.num_rows, ids + schema.slot_offset[None])
 
 
 def lookup(params: EmbeddingParams, rows: Int[Array, "B K"]) -> Float[Array, "B K D"]:
     """The embedding of each table row, zero where `rows` is past the end."""
     return params.table.at[rows].get(mode="fill", fill_value=0.0)
+
+
+def table_gradient(
+    params: EmbeddingParams, rows: Int[Array, "B K"], gradient: Float[Array, "B K D"]
+) -> Float[Array, "V D"]:
+    """The table's gradient from that of its looked-up rows; rows past the end have none."""
+    return jnp.zeros_like(params.table).at[rows].add(gradient, mode="drop")
 
 
 def pool(

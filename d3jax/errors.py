@@ -18,3 +18,11 @@ class ConfigError(D3jaxError):
 
 class CheckpointError(D3jaxError):
     """A run or checkpoint that can't be written, read or continued."""
+
+
+class TrainingError(D3jaxError):
+    """A run that can't go on, such as one whose loss is no longer a number."""
+
+
+class Preempted(D3jaxError):
+    """Training was asked to stop, and stopped after saving; the run can be resumed."""

@@ -139,7 +139,7 @@ def fused_layer(
         assert gate is not None
         own, rest = gate[:, :1], gate[:, 1:]
         if not kernel_additive:
-            kernel, offset = kernel * params.shared.kernel, offset * params.shared.kernel
+            kernel, offset = kernel * params.shared.kernel[None], offset * params.shared.kernel
             inputs = inputs * (own * rest)
         else:
             common = rest * (inputs @ params.shared.kernel)
@@ -159,7 +159,7 @@ def _contract(
     """Σ_i inputs_i (Σ_m hidden_m kernel_mio + offset_io), in as many slices of O as needed."""
 
     def columns(weights: tuple[Array, Array]) -> Array:
-        generated = jnp.einsum("bm,mio->bio", hidden, weights[0]) + weights[1]
+        generated = jnp.einsum("bm,mio->bio", hidden, weights[0]) + weights[1][None]
         return jnp.einsum("bi,bio->bo", inputs, generated)
 
     outputs = offset.shape[1]

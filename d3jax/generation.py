@@ -63,8 +63,8 @@ def declare_generator(
 
 def field_hidden(params: HiddenParams, selected: Float[Array, "B N D"]) -> Float[Array, "B M"]:
     """Each selected field through a linear layer of its own, side by side (Eq. 9)."""
-    hidden = jnp.einsum("bnd,ndh->bnh", selected, params.field_kernel) + params.field_bias
-    return hidden.reshape(selected.shape[0], -1)
+    hidden = jnp.einsum("bnd,ndh->bnh", selected, params.field_kernel)
+    return (hidden + params.field_bias[None]).reshape(selected.shape[0], -1)
 
 
 def feature_hidden(
@@ -87,5 +87,5 @@ def generate_weights(
     params: GeneratorParams, hidden: Float[Array, "B M"]
 ) -> tuple[Float[Array, "B I O"], Float[Array, "B O"]]:
     """A kernel and a bias for every row, linear in `hidden` (Eq. 10)."""
-    kernel = jnp.einsum("bm,mio->bio", hidden, params.kernel) + params.kernel_offset
+    kernel = jnp.einsum("bm,mio->bio", hidden, params.kernel) + params.kernel_offset[None]
     return kernel, dense(params.bias, hidden)

@@ -35,7 +35,9 @@ def declare_dense(
 def dense(params: Dense, hidden: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """The affine map of unstacked parameters."""
     outputs = hidden @ params.kernel
-    return outputs if params.bias is None else outputs + params.bias
+    if params.bias is None:
+        return outputs
+    return outputs + jnp.expand_dims(params.bias, range(outputs.ndim - 1))
 
 
 def declare_mlp(
@@ -117,7 +119,7 @@ def batch_norm(
         rows = mode.total(mask.sum())
         divisor = jnp.maximum(rows, 1).astype(hidden.dtype)
         mean = mode.total((weight * hidden).sum(0)) / divisor
-        variance = mode.total((weight * (hidden - mean) ** 2).sum(0)) / divisor
+        variance = mode.total((weight * (hidden - mean[None]) ** 2).sum(0)) / divisor
         used = jax.tree.map(
             lambda batch, running: jnp.where(rows >= 2, batch, running),
             Moments(mean, variance),
@@ -128,5 +130,5 @@ def batch_norm(
             moments,
             jax.lax.stop_gradient(used),
         )
-    normal = (hidden - used.mean) * jax.lax.rsqrt(used.variance + epsilon)
-    return normal * params.scale + params.offset, moments
+    normal = (hidden - used.mean[None]) * jax.lax.rsqrt(used.variance + epsilon)[None]
+    return normal * params.scale[None] + params.offset[None], moments

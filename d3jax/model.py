@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from d3jax.backbones import BACKBONES
-from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Model, Output, Sizes
+from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, D3Config, ModelConfig
-from d3jax.embedding import EmbeddingParams, declare_embedding, lookup, pool, table_rows
+from d3jax.embedding import declare_embedding, pool
 from d3jax.heads import d3, towers
 from d3jax.official import d3_official
 from d3jax.parameters import Tree
-
-
-class ModelParams(NamedTuple):
-    """The table, and everything after it."""
-
-    embedding: EmbeddingParams
-    network: Tree
 
 
 def build_head(model: ModelConfig, config: D3Config) -> Head:
@@ -45,14 +36,11 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
         schema, config.embedding_dim, config.embedding_init, config.embedding_scale
     )
 
-    def embed(params: ModelParams, ids: Int[Array, "B K"]) -> Float[Array, "B K D"]:
-        return lookup(params.embedding, table_rows(schema, ids))
-
     def forward(
-        params: ModelParams, state: Tree, rows: Float[Array, "B K D"], batch: Batch, mode: Mode
+        params: Tree, state: Tree, rows: Float[Array, "B K D"], batch: Batch, mode: Mode
     ) -> tuple[Output, Tree]:
         inputs = Inputs(pool(schema, rows, batch.ids), batch.scenario, batch.mask)
-        return backbone.apply(params.network, state, inputs, mode)
+        return backbone.apply(params, state, inputs, mode)
 
     declared = Declared(ModelParams(embedding, network.params), network.state)
-    return Model(declared, embed, forward)
+    return Model(schema, declared, forward)

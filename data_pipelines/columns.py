@@ -53,7 +53,14 @@ class Prepared:
     def vocabulary(self, field: str) -> pa.Table:
         """Columns `value`, `id`, `count` of `field`, by id from 1; unknown (id 0) has no row."""
         self.schema.index(field)
-        return pq.read_table(_existing(_vocabulary(self.directory, field)))
+        return pq.read_table(_existing(vocabulary_path(self.directory, field)))
+
+
+def vocabulary_path(directory: Path, field: str) -> Path:
+    """Where the vocabulary of `field` is; raises `DataError` when its name can't be a file name."""
+    if not field or Path(field).name != field:
+        raise DataError(f"field {field!r} can't name a file; rename it, without slashes")
+    return directory / "vocabularies" / f"{field}.parquet"
 
 
 def read_schema(directory: Path) -> Prepared:
@@ -68,7 +75,7 @@ def read_schema(directory: Path) -> Prepared:
         if version == FORMAT_VERSION:
             schema = Schema.from_json(content["schema"])
             return Prepared(directory, schema, dict(content["provenance"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, DataError) as error:
         raise DataError(f"{path} is damaged ({error!r}); {_AGAIN}") from error
     raise DataError(
         f"{path} has format_version {version}; this d3jax reads {FORMAT_VERSION}; {_AGAIN}"
@@ -83,7 +90,7 @@ def open_prepared(directory: Path) -> Prepared:
     """
     prepared = read_schema(directory)
     for field in prepared.schema.fields:
-        path = _existing(_vocabulary(directory, field.name))
+        path = _existing(vocabulary_path(directory, field.name))
         _check_vocabulary_size(path, field.size)
     for split in SPLITS:
         count = prepared.provenance.get("rows", {}).get(split, 0)
@@ -154,7 +161,7 @@ def write_vocabulary(directory: Path, field: str, table: pa.Table) -> None:
 
     Raises `DataError` when the field's name can't be a file name.
     """
-    path = _vocabulary(directory, field)
+    path = vocabulary_path(directory, field)
     path.parent.mkdir(parents=True, exist_ok=True)
     layout = pa.schema({"value": pa.string(), "id": pa.int32(), "count": pa.int64()})
     # One chunk: the pages of a Parquet file follow the chunks of the table.
@@ -183,12 +190,6 @@ def _layout(count: int, num_slots: int) -> list[tuple[str, type[np.generic], tup
 
 def _column(directory: Path, split: str, name: str) -> Path:
     return directory / split / f"{name}.npy"
-
-
-def _vocabulary(directory: Path, field: str) -> Path:
-    if Path(field).name != field:
-        raise DataError(f"field {field!r} can't name a file; rename it, without slashes")
-    return directory / "vocabularies" / f"{field}.parquet"
 
 
 def _existing(path: Path) -> Path:
@@ -224,7 +225,7 @@ def _check_split(prepared: Prepared, split: str, count: int) -> None:
 
 
 def _check_chunk(prepared: Prepared, split: str, rows: Rows, start: int, stop: int) -> None:
-    where = str(_column(prepared.directory, split, "ids"))
+    where = f"{prepared.directory / split} (ids.npy, scenario.npy)"
     try:
         prepared.schema.check(rows.ids[start:stop], rows.scenario[start:stop], where)
     except DataError:

@@ -7,9 +7,11 @@ an index at a time: no array of the data's length is ever made.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Generator, Iterator
 from mmap import mmap
 from typing import NamedTuple, SupportsIndex
+from weakref import WeakSet
 
 import grain
 import numpy as np
@@ -130,23 +132,28 @@ def training_batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 4,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of steps `start_step` to `stop_step - 1`, shuffled anew in each epoch.
 
     A process yields its contiguous share, B / P rows, of every global batch of `batch_size` rows.
     The stream doesn't depend on `workers`, the number of reader processes (0: a thread of this
-    one), nor on `prefetch`, the batches each reads ahead. Close it (a generator's `close`) when
-    it isn't run to its end. Raises `ConfigError` for a setting out of range.
+    one), nor on `prefetch`, the batches each reads ahead. Reader processes import the program's
+    main module again, so a script guards its start with `if __name__ == "__main__"`. Close the
+    generator when it isn't run to its end. The columns of `rows` are C-contiguous, as those of a
+    prepared directory are; others would be copied whole for every batch. Raises `ConfigError` for
+    a setting out of range and `DataError` when there are no rows.
     """
     _check(rows, batch_size, process_index, process_count)
-    if seed < 0 or workers < 0 or prefetch < 1 or not 0 <= start_step <= stop_step:
-        raise ConfigError(
-            f"seed {seed}, workers {workers}, prefetch {prefetch}, steps {start_step} to "
-            f"{stop_step}: prefetch must be at least 1, the others not negative and in order"
-        )
+    _at_least("seed", seed, 0)
+    _at_least("workers", workers, 0)
+    _at_least("prefetch", prefetch, 1)
+    _at_least("start_step", start_step, 0)
+    _at_least("stop_step", stop_step, start_step)
     gather = Gather(rows, batch_size, seed, process_index, process_count)
     steps = grain.MapDataset.range(start_step, stop_step).map(gather)
-    return _closing(steps, min(workers, stop_step - start_step), prefetch)
+    batches = _closing(_ahead(steps, min(workers, stop_step - start_step), prefetch))
+    _unfinished.add(batches)
+    return batches
 
 
 def evaluation_batches(
@@ -163,6 +170,11 @@ def evaluation_batches(
     return (_take(rows, _places(len(rows.label), start, share), share) for start in starts)
 
 
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
 def _check(rows: Rows, batch_size: int, process_index: int, process_count: int) -> None:
     if len(rows.label) == 0:
         raise DataError("there are no rows to make batches of; prepare a split that isn't empty")
@@ -175,23 +187,34 @@ def _check(rows: Rows, batch_size: int, process_index: int, process_count: int) 
         )
 
 
-def _closing(
-    steps: grain.MapDataset[Batch], workers: int, prefetch: int
-) -> Generator[Batch, None, None]:
+_unfinished: WeakSet[Generator[Batch, None, None]] = WeakSet()
+
+
+@atexit.register
+def _close_unfinished() -> None:
+    """Python would close them only after it has taken Grain's modules apart, with an error."""
+    for batches in list(_unfinished):
+        batches.close()
+
+
+def _closing(dataset: grain.IterDataset[Batch]) -> Generator[Batch, None, None]:
     """Iterates, and stops Grain's threads and processes when the caller is done."""
-    if workers:
-        # Grain 0.2.18 reads absl flags that a program without absl's main never parsed.
-        flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
-        here = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        dataset = WithOptionsIterDataset(here, _NO_SHARED_MEMORY).mp_prefetch(options)
-    else:
-        dataset = steps.to_iter_dataset(grain.ReadOptions(1, prefetch))
     iterator = iter(dataset)
     try:
         yield from iterator
     finally:
         iterator.close()
+
+
+def _ahead(steps: grain.MapDataset[Batch], workers: int, prefetch: int) -> grain.IterDataset[Batch]:
+    """Reads ahead in `workers` processes, or in a thread of this one."""
+    if not workers:
+        return steps.to_iter_dataset(grain.ReadOptions(1, prefetch))
+    # Grain 0.2.18 reads absl's flags, which a program without absl's main has never parsed.
+    flags.FLAGS.mark_as_parsed()
+    serial = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    piped = WithOptionsIterDataset(serial, _NO_SHARED_MEMORY)
+    return piped.mp_prefetch(grain.MultiprocessingOptions(workers, prefetch))
 
 
 def _places(num_rows: int, start: int, count: int) -> np.ndarray:

@@ -87,10 +87,10 @@ class SyntheticConfig:
         _in_range("smallest_share", self.smallest_share, 0.001, 0.2)
         _in_range("users", self.users, LATE_PERIOD, 1_000_000)
         _in_range("items", self.items, LATE_PERIOD, 1_000_000)
-        if self.rows * self.smallest_share < 10:
+        if self.rows * self.smallest_share < 20:
             raise ConfigError(
                 f"synthetic.smallest_share {self.smallest_share} of {self.rows} rows is fewer "
-                "than 10; raise smallest_share or rows"
+                "than 20; raise smallest_share or rows"
             )
 
 

@@ -1,6 +1,13 @@
-"""A strict session: eight host devices, checked shapes, no silent promotion."""
+"""A strict session: eight host devices, checked shapes, no silent promotion, warnings are errors.
+
+`filterwarnings` in `pyproject.toml` turns warnings into errors.
+"""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -12,12 +19,46 @@ from jaxtyping import install_import_hook
 install_import_hook("d3jax", "beartype.beartype")
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from hypothesis import settings
 
-jax.config.update("jax_numpy_rank_promotion", "allow")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+settings.register_profile("d3jax", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("d3jax")
 
 
 @pytest.fixture
-def key():
+def key() -> jax.Array:
     """One fixed key; tests fold what they need into it."""
     return jax.random.key(20240226)
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No implicit dtype promotion, but where optax runs: its bias correction relies on it."""
+    level = "standard" if "training" in request.path.parts else "strict"
+    with jax.numpy_dtype_promotion(level):
+        yield
+
+
+Draw = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture
+def draw() -> Draw:
+    """`draw(declaration, scale)`: random arrays in its shapes, and the same numbers in float64.
+
+    Every array is drawn, biases and scales too, so that no term can hide behind a 0 or a 1.
+    """
+    generator = np.random.default_rng(20240226)
+
+    def arrays(declaration: Any, scale: float = 0.7) -> tuple[Any, Any]:
+        drawn = jax.tree.map(
+            lambda p: np.float32(scale * generator.normal(size=p.shape)), declaration
+        )
+        return jax.tree.map(jnp.asarray, drawn), jax.tree.map(np.float64, drawn)
+
+    return arrays

@@ -1,0 +1,80 @@
+"""The loss of a row, and the adapters that decide how much each row counts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from d3jax.balance import (
+    complexity,
+    complexity_weights,
+    naive_complexity,
+    scheduled_weights,
+    specificity_weights,
+    unit_mean_weights,
+)
+from d3jax.base import LossAdapter, Mode, Output
+from d3jax.batch import Batch
+from d3jax.config import BalanceConfig
+from d3jax.parameters import Tree
+
+
+def binary_cross_entropy(
+    logits: Float[Array, " B"], label: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """-y ln σ(z) - (1 - y) ln(1 - σ(z)) in nats, finite for every finite logit."""
+    return jax.nn.softplus(logits) - label * logits
+
+
+def unweighted() -> LossAdapter:
+    """Every row counts the same."""
+
+    def row_weights(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Array:
+        return jnp.ones_like(output.logits)
+
+    return LossAdapter((), row_weights, _keep)
+
+
+def d3_balance(config: BalanceConfig, start_step: int) -> LossAdapter:
+    """Domain balance: a row's complexity times its specificity, from `start_step` on (Eq. 15-19).
+
+    A model without attention is weighed by its gate alone, as D3 does for STAR and SAR-Net.
+    """
+
+    def row_weights(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Array:
+        weights = jnp.ones_like(output.logits)
+        if output.attention is not None:
+            weights = weights * complexity_weights(
+                row_complexity(config, output.attention),
+                batch.mask,
+                lower=config.lower,
+                upper=config.upper,
+                shift=config.complexity_shift,
+                scale=config.complexity_scale,
+                minimum_std=config.minimum_std,
+                axis_name=mode.axis_name,
+            )
+        if output.gate is not None:
+            weights = weights * specificity_weights(
+                output.gate, shift=config.specificity_shift, scale=config.specificity_scale
+            )
+        if config.normalize:
+            weights = unit_mean_weights(weights, batch.mask, axis_name=mode.axis_name)
+        return scheduled_weights(weights, step, start_step)
+
+    return LossAdapter((), row_weights, _keep)
+
+
+def row_complexity(config: BalanceConfig, attention: Float[Array, "B N N"]) -> Float[Array, " B"]:
+    """The complexity of Eq. 15 in the form and with the sign that `config` asks for."""
+    if config.entropy == "naive":
+        value = naive_complexity(attention)
+    else:
+        value = complexity(attention, form=config.entropy)
+    return -value if config.literal_sign else value
+
+
+def _keep(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Tree:
+    """The update of an adapter that remembers nothing."""
+    return state

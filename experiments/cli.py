@@ -1,0 +1,184 @@
+"""The `d3jax` command: one small dataclass a verb, whose fields are its flags.
+
+JAX and the data engines are imported by the verb that runs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+from rich.console import Console
+
+from d3jax.config import Config
+from d3jax.errors import ConfigError, D3jaxError, Preempted
+from experiments.presets import PRESETS
+
+PREEMPTED = 75
+"""Exit code of a run that was asked to stop and saved first (sysexits' EX_TEMPFAIL)."""
+FAILED = 2
+
+_ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
+
+PresetName = Literal["synthetic", "movielens", "text", "official"]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turn raw files into a prepared directory."""
+
+    source: tyro.conf.Positional[Literal["movielens-1m"]]
+    """Which data set the files are."""
+    files: tyro.conf.Positional[Path]
+    """Their directory, or the zip they are published in."""
+    out: tyro.conf.Positional[Path]
+    """The prepared directory to make."""
+    min_count: int = 1
+    """Values seen less often in the training rows become unknown."""
+    test_fraction: float = 0.2
+    """Share of the rows held out for testing."""
+    validation_fraction: float = 0.1
+    """Share of the other rows held out for early stopping."""
+    seed: int = 0
+    """Decides which rows are held out."""
+    overwrite: bool = False
+    """Replace the prepared directory if it exists."""
+
+    def run(self, console: Console) -> None:
+        """Prepares the data."""
+        from data_pipelines.prepare import PrepareConfig
+        from experiments.prepare import prepare_movielens
+
+        config = PrepareConfig(
+            self.min_count, self.test_fraction, self.validation_fraction, self.seed
+        )
+        prepare_movielens(self.files, self.out, config, self.overwrite, console)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model; without arguments, D3 on the embedded synthetic data."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    prepared: tyro.conf.Positional[Path | None] = None
+    """A prepared directory."""
+    preset: PresetName | None = None
+    """The named configuration to start from; the flags below change it."""
+    out: Path | None = None
+    """The run directory to make; runs/<name of the data> when not given."""
+    resume: Path | None = None
+    """A run to go on with, in its own configuration."""
+    overwrite: bool = False
+    """Replace the run directory if it exists."""
+
+    def run(self, console: Console) -> None:
+        """Trains, or goes on."""
+        from experiments import train
+
+        if self.resume is None:
+            train.start(self.prepared, self.config, self.out, self.overwrite, console)
+        elif self.prepared or self.preset or self.out or self.config != _preset_of(()):
+            raise ConfigError("--resume takes a run as it is; give it alone, or start a new run")
+        else:
+            train.resume(self.resume, console)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Show a run's metrics, overall and per scenario."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which rows to score."""
+    data: Path | None = None
+    """Another prepared directory of the same schema; the run's own when not given."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self, console: Console) -> None:
+        """Prints the table, or JSON on standard output."""
+        from experiments.evaluate import run_evaluation
+        from experiments.report import evaluation_table
+        from experiments.run import open_run
+
+        result = run_evaluation(open_run(self.directory), self.split, self.data)
+        if self.json:
+            sys.stdout.write(json.dumps(result.metrics.to_json(), indent=2) + "\n")
+        else:
+            title = f"{self.directory}: {self.split} rows, best weights"
+            console.print(evaluation_table(title, result.metrics, result.best))
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Give the click probability of new rows in their raw values."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory."""
+    rows: tyro.conf.Positional[Path]
+    """A .csv or .parquet file with a column per field."""
+    out: Path | None = None
+    """A .csv or .parquet file to write; standard output when not given."""
+
+    def run(self, console: Console) -> None:
+        """Writes one probability a row."""
+        from experiments.predict import predict
+        from experiments.run import open_run
+
+        total = predict(open_run(self.directory), self.rows, self.out)
+        console.print(f"{total:,} rows scored" + (f"; written to {self.out}" if self.out else ""))
+
+
+Verb = Prepare | Train | Evaluate | Predict
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console command; exits with 0, 2 for an error, 75 for a run that saved and stopped."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    console = Console(stderr=True)
+    try:
+        parse(arguments).run(console)
+    except Preempted as stop:
+        console.print(f"[yellow]{_plain(stop)}[/]")
+        sys.exit(PREEMPTED)
+    except D3jaxError as error:
+        console.print(f"[bold red]error:[/] {_plain(error)}")
+        sys.exit(FAILED)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; don't complain when Python flushes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse(arguments: Sequence[str]) -> Verb:
+    """The verb that the arguments ask for. Raises `ConfigError` for values out of range."""
+    subcommand = tyro.conf.subcommand
+    train = subcommand("train", default=Train(config=_preset_of(arguments)))
+    verbs = (
+        Annotated[Prepare, subcommand("prepare")]
+        | Annotated[Train, train]
+        | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Predict, subcommand("predict")]
+    )
+    return tyro.cli(cast(Any, verbs), prog="d3jax", description=_ABOUT, args=arguments)
+
+
+def _preset_of(arguments: Sequence[str]) -> Config:
+    """The configuration that `--preset` names, before the flags that change it are read."""
+    named = [
+        value.removeprefix("--preset=")
+        for before, value in zip(("", *arguments), arguments, strict=False)
+        if before == "--preset" or value.startswith("--preset=")
+    ]
+    return PRESETS.get(named[-1] if named else "synthetic", PRESETS["text"])
+
+
+def _plain(error: Exception) -> str:
+    """The message with rich's markup characters taken literally."""
+    return str(error).replace("[", r"\[")

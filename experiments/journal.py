@@ -1,0 +1,106 @@
+"""What a run tells while it trains: a progress bar, metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from d3jax.training.metrics import Evaluation, Metrics
+from experiments.run import Run
+
+
+class Journal(AbstractContextManager["Journal"]):
+    """Observes a training loop, and writes down only what is the same for a resumed run."""
+
+    def __init__(self, run: Run, console: Console, start: int, total: int, batch: int) -> None:
+        self._console = console
+        self._batch = batch
+        self._file = _reopen(run.path("metrics.jsonl"), start).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(run.path("tensorboard")), purge_step=start + 1)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("[cyan]{task.fields[rate]}[/] rows/s  loss [cyan]{task.fields[loss]}[/]"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task(
+            "training", total=total, completed=start, rate="-", loss="-"
+        )
+
+    def __enter__(self) -> Journal:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._events.close()
+
+    def stepped(self, step: int) -> None:
+        """Moves the bar."""
+        speed = self._progress.tasks[0].speed
+        rate = f"{speed * self._batch:,.0f}" if speed else "-"
+        self._progress.update(self._task, completed=step, rate=rate)
+
+    def logged(self, step: int, loss: float) -> None:
+        """Writes the mean training loss."""
+        self._progress.update(self._task, loss=f"{loss:.4f}")
+        self._write(step, {"train/loss": loss})
+
+    def evaluated(self, step: int, evaluation: Evaluation, improved: bool) -> None:
+        """Writes the validation metrics and prints one line of them."""
+        groups = {"overall": evaluation.overall, **evaluation.scenarios}
+        self._write(step, {f"validation/{k}/{name}": v for name, k, v in _numbers(groups)})
+        overall = evaluation.overall
+        self._console.print(
+            f"step {step}: validation AUC {_text(overall.auc)}, logloss {_text(overall.logloss)}"
+            + (" [green](best so far)[/]" if improved else "")
+        )
+
+    def saving(self, step: int) -> None:
+        """Puts everything up to the checkpoint on disk before the checkpoint is."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+
+def _numbers(groups: dict[str, Metrics]) -> list[tuple[str, str, float]]:
+    """(metric, group, value) of AUC and logloss where they are defined."""
+    values = [
+        (metric, group, value)
+        for group, metrics in groups.items()
+        for metric, value in (("auc", metrics.auc), ("logloss", metrics.logloss))
+    ]
+    return [(metric, group, value) for metric, group, value in values if value is not None]
+
+
+def _reopen(path: Path, start: int) -> Path:
+    """Drops lines of steps after `start`, which the resumed run will take again."""
+    if path.exists():
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start]
+        draft = path.with_suffix(".tmp")
+        draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        draft.replace(path)
+    return path
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, without a last one that a kill cut short."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _text(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

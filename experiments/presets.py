@@ -1,0 +1,43 @@
+"""Named configurations. Each says how to run it and what to expect."""
+
+from __future__ import annotations
+
+from d3jax.config import (
+    BalanceConfig,
+    Config,
+    D3Config,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+SYNTHETIC = Config(
+    d3=D3Config(field_hidden=8),
+    train=TrainConfig(batch_size=1024, epochs=4),
+)
+"""d3jax train"""
+
+TEXT = Config()
+"""The paper's equations and sizes: d3jax train PREPARED --preset text"""
+
+OFFICIAL = Config(
+    model=ModelConfig(backbone="plain", embedding_init="xavier_table"),
+    d3=D3Config(form="official", width=128, head_layers=(16, 16), detach_generator=True),
+    balance=BalanceConfig(start_ratio=0.726, entropy="naive"),
+    train=TrainConfig(epochs=1),
+)
+"""The authors' released code: d3jax train PREPARED --preset official"""
+
+MOVIELENS = Config(
+    d3=D3Config(field_hidden=16),
+    optimizer=OptimizerConfig(),
+    train=TrainConfig(batch_size=1024),
+)
+"""d3jax prepare movielens-1m SOURCE ml && d3jax train ml --preset movielens"""
+
+PRESETS: dict[str, Config] = {
+    "text": TEXT,
+    "official": OFFICIAL,
+    "movielens": MOVIELENS,
+    "synthetic": SYNTHETIC,
+}

@@ -1,0 +1,155 @@
+"""The run directory: all that `evaluate`, `predict` and a resumed `train` need.
+
+config.json            settings, where the data is
+schema.json            fields and scenarios, with vocabularies/ beside it
+checkpoints/           Orbax: the newest and the best
+metrics.jsonl          losses and validation metrics by step
+tensorboard/           the same as event files
+evaluation.json        metrics of the best weights on the test rows
+figures/               pictures
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d3jax.batch import Schema
+from d3jax.config import Config, differences
+from d3jax.errors import CheckpointError, ConfigError, DataError
+from d3jax.training.checkpoint import Checkpoints
+from data_pipelines.columns import Prepared, open_prepared, read_schema
+
+RUN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and what it was started with."""
+
+    directory: Path
+    config: Config
+    described: Prepared
+    """Schema, vocabularies and provenance, as the run keeps them."""
+    data: Path
+
+    @property
+    def schema(self) -> Schema:
+        """The schema that the model was built for."""
+        return self.described.schema
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be this run's."""
+        return {"config": self.config.to_json(), "schema": _plain(self.schema)}
+
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints, open for reading and writing."""
+        return Checkpoints(self.directory / "checkpoints", self.identity)
+
+    def path(self, *names: str) -> Path:
+        """A file of the run; its folder is made when it isn't there."""
+        path = self.directory.joinpath(*names)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def prepared(self, data: Path | None = None) -> Prepared:
+        """The run's data, or other data of the same schema; raises `DataError` when it differs."""
+        prepared = open_prepared(self.data if data is None else data)
+        if changed := differences(_plain(self.schema), _plain(prepared.schema)):
+            raise DataError(
+                f"{prepared.directory} has another schema than the run {self.directory} "
+                f"({'; '.join(changed)}); give the data it was trained on, or train again"
+            )
+        return prepared
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replaces a file of the run as a whole."""
+        path = self.path(name)
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.replace(path)
+
+
+def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: bool) -> Run:
+    """A new run directory for training on `prepared`; raises what `check_free` raises."""
+    check_free(directory, overwrite)
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    data = prepared.directory.resolve()
+    shutil.copyfile(data / "schema.json", directory / "schema.json")
+    shutil.copytree(data / "vocabularies", directory / "vocabularies")
+    run = Run(directory, config, read_schema(directory), data)
+    settings = {"run_version": RUN_VERSION, "data": str(data), "config": config.to_json()}
+    run.write_json("config.json", settings)
+    return run
+
+
+def check_free(directory: Path, overwrite: bool) -> None:
+    """Raises `CheckpointError` when `directory` exists and may not be replaced."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{directory} exists; go on with it by --resume {directory}, choose another "
+            "--out, or pass --overwrite"
+        )
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} is no run, so it is not overwritten; choose another")
+
+
+def open_run(directory: Path) -> Run:
+    """An existing run; raises `CheckpointError` naming what is missing or damaged."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} is no run: {path} is missing; give a run's directory")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        version, data = settings["run_version"], Path(settings["data"])
+        if version != RUN_VERSION:
+            raise CheckpointError(f"{path} has version {version}; this d3jax reads {RUN_VERSION}")
+        config = Config.from_json(settings["config"])
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); start the run again") from error
+    return Run(directory, config, read_schema(directory), data)
+
+
+def fresh_directory(parent: Path, name: str) -> Path:
+    """`parent/name`, or `parent/name-2` and so on: the first that doesn't exist."""
+    candidates = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 1_000_000))
+    return next(path for path in candidates if not path.exists())
+
+
+@contextmanager
+def exclusive(run: Run) -> Iterator[None]:
+    """Keeps a second process from training the same run; raises `CheckpointError` there.
+
+    The lock is the operating system's, so it is gone with the process, however that ends.
+    """
+    with run.path("lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise CheckpointError(
+                f"process {file.read().strip() or 'unknown'} is training {run.directory} already; "
+                "wait for it, or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _plain(schema: Schema) -> dict[str, Any]:
+    """The schema as JSON gives it back, fields by name so that differences name them."""
+    value = json.loads(json.dumps(schema.to_json()))
+    return {**value, "fields": {field["name"]: field for field in value["fields"]}}

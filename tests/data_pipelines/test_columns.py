@@ -1,0 +1,347 @@
+"""The prepared directory: what is written is read back, and what is damaged is refused by name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from d3jax.batch import Field, Schema
+from d3jax.errors import DataError
+from data_pipelines.columns import (
+    SPLITS,
+    Rows,
+    building,
+    check_rows,
+    open_prepared,
+    read_schema,
+    write_rows,
+    write_schema,
+    write_vocabulary,
+)
+
+SCHEMA = Schema(
+    fields=(Field("user", 4), Field("tags", 3, slots=2)),
+    scenarios=("young", "old"),
+    scenario_field="user",
+    user_field="user",
+)
+COUNTS = {"train": 5, "validation": 2, "test": 3}
+
+
+def some_rows(count: int) -> Rows:
+    row = np.arange(count)
+    return Rows(
+        ids=np.stack([row % 4, row % 3, np.where(row % 2, 2, -1)], axis=1).astype(np.int32),
+        scenario=(row % 2).astype(np.int32),
+        label=(row % 2).astype(np.float32),
+    )
+
+
+def vocabulary(*values: str) -> pa.Table:
+    ids = np.arange(1, len(values) + 1)
+    return pa.table({"value": list(values), "id": ids, "count": ids[::-1] * 10})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A prepared directory of ten rows in two fields."""
+    path = tmp_path / "prepared"
+    path.mkdir()
+    for split, count in COUNTS.items():
+        write_rows(path, split, count, 3, [some_rows(count)])
+    write_vocabulary(path, "user", vocabulary("a", "b", "c"))
+    write_vocabulary(path, "tags", vocabulary("x", "ÿ"))
+    write_schema(path, SCHEMA, {"rows": COUNTS, "label_rule": "rating > 3"})
+    return path
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def edit_schema(directory: Path, change: Callable[[dict], object]) -> None:
+    path = directory / "schema.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def poke(path: Path, index: object, value: float) -> None:
+    """Overwrites one entry of a column in place."""
+    column = np.load(path, mmap_mode="r+")
+    column[index] = value
+    column.flush()
+
+
+def test_reads_back_what_was_written(directory: Path) -> None:
+    prepared = open_prepared(directory)
+    assert prepared.schema == SCHEMA
+    assert prepared.provenance == {"rows": COUNTS, "label_rule": "rating > 3"}
+    for split in SPLITS:
+        rows = prepared.rows(split)
+        for read, written in zip(rows, some_rows(COUNTS[split]), strict=True):
+            assert isinstance(read, np.memmap)
+            assert read.dtype == written.dtype
+            np.testing.assert_array_equal(read, written)
+    assert prepared.vocabulary("tags").to_pydict() == {
+        "value": ["x", "ÿ"],
+        "id": [1, 2],
+        "count": [20, 10],
+    }
+    check_rows(prepared)
+
+
+def test_schema_json_is_sorted_and_ends_with_a_newline(directory: Path) -> None:
+    text = (directory / "schema.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n  "format_version": 1,\n  "provenance": {\n    "label_rule"')
+    assert text.endswith("}\n")
+    assert str(directory.parent) not in text
+
+
+def test_chunks_do_not_show_in_the_bytes(tmp_path: Path) -> None:
+    rows = some_rows(7)
+    values = vocabulary(*(str(value) for value in range(1000)))
+    cuts = {"whole": [0, 7], "pieces": [0, 1, 1, 5, 7]}
+    for name, bounds in cuts.items():
+        chunks = [
+            Rows(*(column[start:stop] for column in rows))
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        write_rows(tmp_path / name, "train", 7, 3, chunks)
+        parts = [
+            values.slice(start, 100 if name == "pieces" else 1000) for start in range(0, 1000, 100)
+        ]
+        whole = values if name == "whole" else pa.concat_tables(parts)
+        write_vocabulary(tmp_path / name, "user", whole)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "pieces")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("schema.json", "schema.json is missing; prepare the data again"),
+        ("vocabularies/tags.parquet", "tags.parquet is missing"),
+        ("validation/scenario.npy", "validation/scenario.npy is missing"),
+    ],
+)
+def test_missing_file(directory: Path, file: str, message: str) -> None:
+    (directory / file).unlink()
+    with pytest.raises(DataError, match=message):
+        open_prepared(directory)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("schema.json", r"schema.json is damaged \(JSONDecodeError"),
+        ("vocabularies/tags.parquet", r"tags.parquet is damaged"),
+        ("train/ids.npy", r"train/ids.npy is damaged or cut short"),
+        ("test/label.npy", r"test/label.npy is damaged or cut short"),
+    ],
+)
+@pytest.mark.parametrize("kept", [0, 4, -4], ids=["empty", "head", "tail cut"])
+def test_cut_file(directory: Path, file: str, message: str, kept: int) -> None:
+    path = directory / file
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match=message):
+        open_prepared(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format_version=2), "format_version 2; this d3jax reads 1; prepare"),
+        (lambda c: c.pop("format_version"), r"schema.json is damaged \(KeyError\('format_version'"),
+        (lambda c: c["schema"].pop("fields"), r"schema.json is damaged \(KeyError\('fields'"),
+        (lambda c: c["schema"].update(extra=1), r"schema.json is damaged \(TypeError"),
+        (lambda c: c["schema"].update(user_field="nobody"), r"damaged \(DataError.*'nobody'"),
+        (lambda c: c["provenance"]["rows"].update(test=0), "split 'test' has no rows"),
+        (lambda c: c["provenance"].pop("rows"), "split 'train' has no rows"),
+        (
+            lambda c: c["provenance"]["rows"].update(test=4),
+            r"test/ids.npy holds int32 of shape \(3, 3\); schema.json says int32 of shape \(4, 3\)",
+        ),
+        (
+            lambda c: c["schema"]["fields"][1].update(slots=1),
+            r"train/ids.npy holds int32 of shape \(5, 3\); .* int32 of shape \(5, 2\)",
+        ),
+        (
+            lambda c: c["schema"]["fields"][0].update(size=5),
+            "user.parquet has 3 values; schema.json says 4; prepare the data again",
+        ),
+    ],
+)
+def test_schema_that_disagrees(
+    directory: Path, change: Callable[[dict], object], message: str
+) -> None:
+    edit_schema(directory, change)
+    with pytest.raises(DataError, match=message):
+        open_prepared(directory)
+
+
+def test_columns_of_different_length_or_type(directory: Path) -> None:
+    np.save(directory / "train" / "label.npy", np.zeros(4, np.float32))
+    with pytest.raises(DataError, match=r"label.npy holds float32 of shape \(4,\)"):
+        open_prepared(directory)
+    np.save(directory / "train" / "label.npy", np.zeros(5, np.float64))
+    with pytest.raises(DataError, match=r"label.npy holds float64 .* says float32 of shape \(5,\)"):
+        open_prepared(directory)
+
+
+def test_pickled_column_is_refused(directory: Path) -> None:
+    np.save(directory / "train" / "label.npy", np.array([{}] * 5), allow_pickle=True)
+    with pytest.raises(DataError, match=r"train/label.npy is damaged"):
+        open_prepared(directory)
+
+
+def test_read_schema_needs_no_rows(directory: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (directory / "schema.json").rename(run / "schema.json")
+    (directory / "vocabularies").rename(run / "vocabularies")
+    assert read_schema(run).vocabulary("user")["value"].to_pylist() == ["a", "b", "c"]
+    with pytest.raises(DataError, match=r"train/ids.npy is missing"):
+        open_prepared(run)
+
+
+def test_vocabulary_of_an_unknown_field(directory: Path) -> None:
+    with pytest.raises(DataError, match=r"no field 'age' in the schema; it has \['user', 'tags'\]"):
+        open_prepared(directory).vocabulary("age")
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize(
+    ("file", "index", "value", "message"),
+    [
+        ("ids", (3, 0), 4, r"field 'user': id 4 in row 3 of .*/train \(ids.npy, .* \[0, 4\)"),
+        ("ids", (4, 2), -2, r"field 'tags': id -2 in row 4 of .*/train \(ids.npy, .* \[-1, 3\)"),
+        ("ids", (4, 0), -1, r"field 'user': id -1 in row 4 of .*/train"),
+        ("scenario", 4, 2, r"scenario 2 in row 4 of .*/train \(ids.npy, scenario.npy\)"),
+        ("label", 3, 0.5, r"label 0.5 in row 3 of .*/train/label.npy is neither 0 nor 1"),
+        ("label", 4, np.nan, r"label nan in row 4 of .*/train/label.npy"),
+    ],
+)
+def test_check_rows_names_the_row_of_the_file(
+    directory: Path, file: str, index: object, value: float, message: str, chunk: int
+) -> None:
+    poke(directory / "train" / f"{file}.npy", index, value)
+    prepared = open_prepared(directory)
+    with pytest.raises(DataError, match=message):
+        check_rows(prepared, chunk)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_check_rows_looks_at_every_split(directory: Path, split: str) -> None:
+    poke(directory / split / "ids.npy", (1, 1), 9)
+    with pytest.raises(DataError, match=rf"field 'tags': id 9 in row 1 of .*/{split} "):
+        check_rows(open_prepared(directory))
+
+
+@pytest.mark.parametrize(
+    ("count", "chunks", "message"),
+    [
+        (0, [], "split 'train' has no rows to write"),
+        (4, [some_rows(2), some_rows(1)], "split 'train' got 3 rows; 4 were counted"),
+        (4, [some_rows(3), some_rows(2)], "split 'train' got more than the 4 rows"),
+    ],
+)
+def test_rows_must_fill_the_count(
+    tmp_path: Path, count: int, chunks: list[Rows], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        write_rows(tmp_path, "train", count, 3, chunks)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", ""])
+def test_field_name_must_name_a_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"field {re.escape(repr(name))} can't name a file; rename"):
+        write_vocabulary(tmp_path, name, vocabulary("a"))
+
+
+def build(
+    directory: Path, text: str, overwrite: bool = False, error: BaseException | None = None
+) -> None:
+    with building(directory, overwrite) as new:
+        (new / "schema.json").write_text(text)
+        if error is not None:
+            raise error
+
+
+def test_building_makes_the_directory_and_nothing_else(tmp_path: Path) -> None:
+    build(tmp_path / "deep" / "out", "one")
+    assert contents(tmp_path) == {"deep/out/schema.json": b"one"}
+    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "out"]
+
+
+def test_building_is_unseen_until_it_succeeds(tmp_path: Path) -> None:
+    with building(tmp_path / "out") as new:
+        assert not (tmp_path / "out").exists()
+        (new / "schema.json").write_text("one")
+    assert contents(tmp_path) == {"out/schema.json": b"one"}
+
+
+def test_building_replaces_only_with_overwrite(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(out, "one")
+    with pytest.raises(
+        DataError, match=r"out exists; choose another directory or pass --overwrite"
+    ):
+        build(out, "two")
+    assert contents(tmp_path) == {"out/schema.json": b"one"}
+    build(out, "two", overwrite=True)
+    assert contents(tmp_path) == {"out/schema.json": b"two"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("existing", [True, False])
+def test_building_that_fails_changes_nothing(
+    tmp_path: Path, error: type[BaseException], existing: bool
+) -> None:
+    out = tmp_path / "out"
+    if existing:
+        build(out, "one")
+    before = contents(tmp_path)
+    with pytest.raises(error):
+        build(out, "half", overwrite=True, error=error())
+    assert contents(tmp_path) == before
+    assert list(tmp_path.iterdir()) == [out] * existing
+
+
+def test_building_puts_the_old_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    build(out, "one")
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise PermissionError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(PermissionError):
+        build(out, "two", overwrite=True)
+    assert contents(tmp_path) == {"out/schema.json": b"one"}
+
+
+def test_building_never_removes_what_is_not_prepared(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for name in ("home", "file"):
+        with pytest.raises(DataError, match=f"{name} is not a prepared directory, so it is not"):
+            build(tmp_path / name, "one", overwrite=True)
+    assert set(contents(tmp_path).values()) == {b"precious"}
+    (tmp_path / "empty").mkdir()
+    build(tmp_path / "empty", "one", overwrite=True)
+    assert contents(tmp_path / "empty") == {"schema.json": b"one"}
