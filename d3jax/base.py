@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -63,7 +65,7 @@ class Inputs(NamedTuple):
     mask: Bool[Array, " B"]
 
     @property
-    def flat(self) -> Float[Array, "B N*D"]:
+    def flat(self) -> Float[Array, "B I"]:
         """All field embeddings of a row side by side, field by field."""
         return self.x.reshape(self.x.shape[0], -1)
 
@@ -125,6 +127,7 @@ class Model(NamedTuple):
         self, params: ModelParams, state: Tree, batch: Batch, mode: Mode = EVALUATION
     ) -> tuple[Output, Tree]:
         """The whole forward pass: ids in, `Output` and new state out."""
+        batch = jax.tree.map(jnp.asarray, batch)
         rows = lookup(params.embedding, table_rows(self.schema, batch.ids))
         return self.forward(params.network, state, rows, batch, mode)
 

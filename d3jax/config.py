@@ -49,6 +49,8 @@ class ModelConfig:
     """normal: N(0, embedding_scale); xavier_table: Glorot over the whole table."""
     embedding_scale: float = 0.01
     """Standard deviation of the normal embedding initialisation."""
+    embedding_dropout: float = 0.0
+    """Share of the embeddings' numbers that training zeroes."""
     bottom_layers: tuple[int, ...] = (128, 64)
     """Widths of the shared bottom."""
     tower_layers: tuple[int, ...] = (32,)
@@ -57,6 +59,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _within("embedding_dim", self.embedding_dim, 1, 4096)
         _within("embedding_scale", self.embedding_scale, 1e-8, 10)
+        _within("embedding_dropout", self.embedding_dropout, 0, 0.99)
         _widths("bottom_layers", self.bottom_layers)
         _widths("tower_layers", self.tower_layers)
         if not self.bottom_layers:

@@ -77,6 +77,22 @@ def select(outputs: Float[Array, "B S *O"], scenario: Int[Array, " B"]) -> Float
     return jnp.take_along_axis(outputs, index, axis=1, mode="clip").squeeze(1)
 
 
+def dropout(hidden: Float[Array, "B *F"], rate: float, mode: Mode) -> Float[Array, "B *F"]:
+    """In training, zeroes each number with probability `rate` and scales up the rest
+    (Srivastava et al., 2014).
+
+    A row's mask depends on the step's key and the row's place in the whole batch alone, so it is
+    the same on any number of devices.
+    """
+    if not mode.train or rate == 0 or mode.key is None:
+        return hidden
+    device = 0 if mode.axis_name is None else jax.lax.axis_index(mode.axis_name)
+    places = device * hidden.shape[0] + jnp.arange(hidden.shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(mode.key, places)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, hidden.shape[1:]))(keys)
+    return jnp.where(kept, hidden / (1 - rate), 0.0)
+
+
 class BatchNorm(NamedTuple):
     """The learned scale and offset of a normalised feature."""
 
@@ -126,7 +142,8 @@ def batch_norm(
             moments,
         )
         moments = jax.tree.map(
-            lambda running, batch: momentum * running + (1 - momentum) * batch,
+            # In this form moments that were used as they are stay so to the last bit.
+            lambda running, batch: running + (1 - momentum) * (batch - running),
             moments,
             jax.lax.stop_gradient(used),
         )

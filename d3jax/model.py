@@ -10,6 +10,7 @@ from d3jax.batch import Batch, Schema
 from d3jax.config import Config, D3Config, ModelConfig
 from d3jax.embedding import declare_embedding, pool
 from d3jax.heads import d3, towers
+from d3jax.layers import dropout
 from d3jax.official import d3_official
 from d3jax.parameters import Tree
 
@@ -39,7 +40,8 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
     def forward(
         params: Tree, state: Tree, rows: Float[Array, "B K D"], batch: Batch, mode: Mode
     ) -> tuple[Output, Tree]:
-        inputs = Inputs(pool(schema, rows, batch.ids), batch.scenario, batch.mask)
+        x = dropout(pool(schema, rows, batch.ids), config.embedding_dropout, mode)
+        inputs = Inputs(x, batch.scenario, batch.mask)
         return backbone.apply(params, state, inputs, mode)
 
     declared = Declared(ModelParams(embedding, network.params), network.state)

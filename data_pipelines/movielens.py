@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,7 @@ def _extract(path: Path, folder: Path) -> None:
                     raise DataError(f"{path} has {base} in several folders; keep one of them")
                 with archive.open(members[base]) as member, (folder / base).open("wb") as file:
                     shutil.copyfileobj(member, file)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
 
 
@@ -200,9 +201,15 @@ def _check_unique(file: _File, column: str) -> None:
     repeated = file.table.group_by(column).having(file.table.count() > 1).agg()
     if line := _first(file.table.semi_join(repeated, column)):
         value = _value(file, column, line)
+        with file.path.open(encoding="latin-1") as lines:
+            numbers = [
+                str(number)
+                for number, text in enumerate(lines, 1)
+                if text.strip() and _value(file, column, text) == value
+            ]
         raise DataError(
-            f"file {file.path.name}: {column} {value!r} appears more than once, first in line "
-            f"{_line_number(file.path, line)}; {_AGAIN}"
+            f"file {file.path.name}: {column} {value!r} appears more than once, in lines "
+            f"{', '.join(numbers)}; {_AGAIN}"
         )
 
 

@@ -198,7 +198,7 @@ def _count(rows: ibis.Table, source: Source, config: PrepareConfig) -> dict[str,
                 f"test_fraction is {config.test_fraction} and validation_fraction "
                 f"{config.validation_fraction}; give more rows, other fractions or another seed"
             )
-    _check_scenarios({g["scenario"] for g in groups if g["split"] == "train"}, source)
+    _check_scenarios(groups, source)
     return counts
 
 
@@ -213,13 +213,16 @@ def _describe_label(wrong: ibis.Table, source: Source) -> str:
     )
 
 
-def _check_scenarios(seen: set[int | None], source: Source) -> None:
+def _check_scenarios(groups: list[dict[str, Any]], source: Source) -> None:
     known = range(len(source.scenarios))
-    if strange := [value for value in seen if value not in known]:
-        raise DataError(
-            f"scenario {strange[0]} is not one of {len(known)}: {', '.join(source.scenarios)}; "
-            f"correct the rule for column {source.scenario_field!r}"
-        )
+    for group in groups:
+        if group["scenario"] not in known:
+            raise DataError(
+                f"scenario {group['scenario']} is not one of {len(known)}: "
+                f"{', '.join(source.scenarios)}; correct the rule for column "
+                f"{source.scenario_field!r}"
+            )
+    seen = {group["scenario"] for group in groups if group["split"] == "train"}
     for index, name in enumerate(source.scenarios):
         if index not in seen:
             raise DataError(

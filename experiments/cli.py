@@ -23,6 +23,7 @@ from experiments.presets import PRESETS
 PREEMPTED = 75
 """Exit code of a run that was asked to stop and saved first (sysexits' EX_TEMPFAIL)."""
 FAILED = 2
+INTERRUPTED = 130
 
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
@@ -66,13 +67,13 @@ class Train:
     """Train a model; without arguments, D3 on the embedded synthetic data."""
 
     config: tyro.conf.OmitArgPrefixes[Config]
-    prepared: tyro.conf.Positional[Path | None] = None
+    prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
     """A prepared directory."""
-    preset: PresetName | None = None
-    """The named configuration to start from; the flags below change it."""
-    out: Path | None = None
+    preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME")] = None
+    """synthetic, movielens, text or official: the configuration that the flags below change."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The run directory to make; runs/<name of the data> when not given."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """A run to go on with, in its own configuration."""
     overwrite: bool = False
     """Replace the run directory if it exists."""
@@ -97,7 +98,7 @@ class Evaluate:
     """A run directory."""
     split: Literal["train", "validation", "test"] = "test"
     """Which rows to score."""
-    data: Path | None = None
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
     """Another prepared directory of the same schema; the run's own when not given."""
     json: bool = False
     """Print JSON instead of a table."""
@@ -113,7 +114,7 @@ class Evaluate:
             sys.stdout.write(json.dumps(result.metrics.to_json(), indent=2) + "\n")
         else:
             title = f"{self.directory}: {self.split} rows, best weights"
-            console.print(evaluation_table(title, result.metrics, result.best))
+            Console().print(evaluation_table(title, result.metrics, result.best))
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Predict:
     """A run directory."""
     rows: tyro.conf.Positional[Path]
     """A .csv or .parquet file with a column per field."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A .csv or .parquet file to write; standard output when not given."""
 
     def run(self, console: Console) -> None:
@@ -146,11 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         parse(arguments).run(console)
     except Preempted as stop:
-        console.print(f"[yellow]{_plain(stop)}[/]")
+        console.print(f"[yellow]{_plain(stop)}[/]", soft_wrap=True)
         sys.exit(PREEMPTED)
     except D3jaxError as error:
-        console.print(f"[bold red]error:[/] {_plain(error)}")
+        console.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
         sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # Whoever read the output has seen enough; don't complain when Python flushes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

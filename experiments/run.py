@@ -83,7 +83,12 @@ def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: b
     check_free(directory, overwrite)
     if directory.exists():
         shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"can't make {directory} ({error.strerror}); choose another --out"
+        ) from error
     data = prepared.directory.resolve()
     shutil.copyfile(data / "schema.json", directory / "schema.json")
     shutil.copytree(data / "vocabularies", directory / "vocabularies")

@@ -37,7 +37,6 @@ def start(
         console.print(f"making the synthetic data set in {data}")
         write(synthetic(), data, overwrite=True)
     prepared = open_prepared(data)
-    check_rows(prepared)
     train(create_run(directory, config, prepared, overwrite), prepared, console)
 
 
@@ -50,6 +49,7 @@ def resume(directory: Path, console: Console) -> None:
 def train(run: Run, prepared: Prepared, console: Console) -> None:
     """From the newest checkpoint, or the start, to the end; then evaluates the best weights."""
     settings = run.config.train
+    check_rows(prepared)
     rows = len(prepared.rows("train").label)
     trainer = trainer_for(run, rows)
     last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
@@ -102,7 +102,7 @@ def conclude(
             [field.name for field in run.schema.fields],
             planted_fields(prepared),
         )
-    console.print(evaluation_table("test rows, best weights", result.metrics, result.best))
+    Console().print(evaluation_table("test rows, best weights", result.metrics, result.best))
     console.print(f"everything is in {run.directory}")
 
 

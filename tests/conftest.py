@@ -16,15 +16,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("d3jax", "beartype.beartype")
+# The tower lets an int stand for a float, as PEP 484 does.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook("d3jax", CHECKER)
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-from hypothesis import settings
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # Tests compile far more than they run.
 
 settings.register_profile("d3jax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("d3jax")

@@ -95,7 +95,7 @@ def make_train_step(
             step=state.step + 1,
             key=state.key,
         )
-        return new_state, info._replace(gradient_norm=optax.global_norm(gradients))
+        return new_state, info._replace(gradient_norm=optax.tree.norm(gradients))
 
     mapped = jax.shard_map(
         device_step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=(P(), P())

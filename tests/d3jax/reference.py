@@ -7,6 +7,7 @@ with bias None where there is none. Equation numbers are those of D3 (Jia et al.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def mlp_linear_last(layers: Sequence[Layer], h: Array) -> Array:
 
 
 def embed(tables: Sequence[Array], slots: Sequence[int], ids: Array) -> Array:
-    """Eq. 2-4. One table a field; a field's embedding is the mean over its slots that hold an id."""
+    """Eq. 2-4 with one table a field: the mean over those of its slots that hold an id."""
     rows = []
     for row in ids:
         fields, start = [], 0
@@ -120,17 +121,15 @@ def gate(layers: Sequence[Layer], features: Array) -> Array:
     return softmax(mlp_linear_last(layers, features.reshape(len(features), -1)))
 
 
-def fuse(gates: Array, specific: Array, shared: Array, form: str) -> Array:
+def fuse(gates: Array, specific: Array, shared: Array | None, form: str) -> Array:
     """Eq. 13 for kernels or biases: `multiplicative`, `additive`, or `specific` alone."""
     rows = []
     for (own, common), part in zip(gates, specific, strict=True):
-        rows.append(
-            {
-                "multiplicative": (own * part) * (common * shared),
-                "additive": own * part + common * shared,
-                "specific": part,
-            }[form]
-        )
+        if form == "multiplicative":
+            part = (own * part) * (common * shared)
+        elif form == "additive":
+            part = own * part + common * shared
+        rows.append(part)
     return np.array(rows)
 
 
@@ -223,7 +222,7 @@ class Official(NamedTuple):
 def official(
     p: Official, x: Array, u: Array, mask: Array, train: bool, part: str = "d3"
 ) -> tuple[Array, Array, Array]:
-    """Logits [B], attention logits [B N N] and gate [B 2]; `part` d1 has neither gate nor W_shared."""
+    """Logits [B], attention logits [B N N], gate [B 2]; d1 has neither gate nor shared weights."""
     logits = attention_logits(p.query, p.key, x)
     chosen = selected_official(logits, x, p.value)
     h = np.concatenate(
@@ -296,14 +295,12 @@ def d3_parameter_count(
     generator = fields * (width * hidden + hidden) + (m * m + m)
     generated = (m * inputs * outputs + inputs * outputs) + (m * outputs + outputs)
     sizes = [fields * width, *gate_hidden, 2]
-    gates = sum(a * b + b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    gates = sum(a * b + b for a, b in itertools.pairwise(sizes))
     shared = inputs * outputs + outputs
     return attention + generator + generated + gates + shared + (outputs + 1)
 
 
-def numeric_gradient(
-    function: Callable[[Array], float], at: Array, step: float = 1e-6
-) -> Array:
+def numeric_gradient(function: Callable[[Array], float], at: Array, step: float = 1e-6) -> Array:
     """Central differences, one entry at a time."""
     gradient = np.zeros_like(at)
     for index in np.ndindex(at.shape):

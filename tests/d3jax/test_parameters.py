@@ -56,7 +56,7 @@ def test_distributions(
 
 
 def test_glorot_does_not_look_at_the_shape(key: jax.Array) -> None:
-    drawn = np.asarray(glorot(3, 3)(key, (50, 60, 70), jnp.float32))
+    drawn = np.asarray(glorot(3, 3)(key, (10, 20, 30), jnp.float32))
     assert 0.99 < np.abs(drawn).max() <= 1.0
 
 

@@ -108,19 +108,15 @@ def test_schema_json_is_sorted_and_ends_with_a_newline(directory: Path) -> None:
 
 def test_chunks_do_not_show_in_the_bytes(tmp_path: Path) -> None:
     rows = some_rows(7)
-    values = vocabulary(*(str(value) for value in range(1000)))
-    cuts = {"whole": [0, 7], "pieces": [0, 1, 1, 5, 7]}
-    for name, bounds in cuts.items():
+    values = vocabulary(*(str(value * 7919 % 10**9) for value in range(200_000)))
+    pieces = pa.concat_tables([values.slice(start, 777) for start in range(0, 200_000, 777)])
+    for name, bounds, table in [("whole", [0, 7], values), ("pieces", [0, 1, 1, 5, 7], pieces)]:
         chunks = [
             Rows(*(column[start:stop] for column in rows))
             for start, stop in itertools.pairwise(bounds)
         ]
         write_rows(tmp_path / name, "train", 7, 3, chunks)
-        parts = [
-            values.slice(start, 100 if name == "pieces" else 1000) for start in range(0, 1000, 100)
-        ]
-        whole = values if name == "whole" else pa.concat_tables(parts)
-        write_vocabulary(tmp_path / name, "user", whole)
+        write_vocabulary(tmp_path / name, "user", table)
     assert contents(tmp_path / "whole") == contents(tmp_path / "pieces")
 
 

@@ -20,6 +20,9 @@ from d3jax.errors import ConfigError, DataError
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
 from data_pipelines.prepare import FieldSource, PrepareConfig, Source, _pairs, prepare
 
+# Ibis 12 calls a method that DuckDB 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")
+
 Row = dict[str, Any]
 
 FIELDS = (FieldSource("user"), FieldSource("tags", separator="|"), FieldSource("group"))
@@ -177,7 +180,28 @@ def test_max_slots_keeps_the_most_frequent(tmp_path: Path) -> None:
             assert second in (-1, 2, 3)
 
 
-def test_shared_schema_and_provenance(tmp_path: Path) -> None:
+def test_only_train_decides_values_and_slots(tmp_path: Path) -> None:
+    """Tags seen four times in train, three times, and in the longest lists of the other splits."""
+    rows = some_rows(300)
+    train = [row for row in rows if split_of(row, PrepareConfig()) == "train"]
+    for row in rows:
+        row["tags"] = "x|y|z" if row not in train else "x"
+    for row in train[:4]:
+        row["tags"] = "x|y"
+    for row in train[4:7]:
+        row["tags"] = "x|z"
+    prepared = prepare(to_source(rows), tmp_path / "out", PrepareConfig(min_count=4))
+    vocabulary = prepared.vocabulary("tags").to_pylist()
+    assert [(line["value"], line["count"]) for line in vocabulary] == [("x", len(train)), ("y", 4)]
+    assert prepared.schema.fields[1] == Field("tags", size=3, slots=2)
+    for row in train[:4]:
+        row["tags"] = "y"
+    prepared = prepare(to_source(rows), tmp_path / "single", PrepareConfig(min_count=4))
+    assert prepared.schema.fields[1] == Field("tags", size=3, slots=1)
+    assert {ids[1] for ids in to_lists(prepared, "test")} == {1}
+
+
+def test_schema_and_provenance(tmp_path: Path) -> None:
     raw = tmp_path / "raw.csv"
     raw.write_bytes(b"evidence")
     source = to_source(some_rows(300), files=(raw,))
@@ -264,7 +288,7 @@ def test_progress_counts_the_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [2, -1, None])
 def test_label_must_be_0_or_1(tmp_path: Path, label: int | None) -> None:
-    rows = [*some_rows(300), {**some_rows(1)[0], "user": "u7", "tags": "q", "label": label}]
+    rows = [*some_rows(300), {**some_rows(2)[0], "user": "u7", "tags": "q", "label": label}]
     message = (
         rf"label {label} is neither 0 nor 1 in the row user='u7', tags='q', group='\w'; "
         "the rule is 'label = 1'"

@@ -1,0 +1,183 @@
+"""One step on one device and on eight, against a plain gradient of the whole batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from d3jax.base import Mode
+from d3jax.batch import Batch
+from d3jax.config import BalanceConfig, OptimizerConfig
+from d3jax.model import build_model
+from d3jax.training.loss import binary_cross_entropy, d3_balance, unweighted
+from d3jax.training.optimizer import adamw
+from d3jax.training.sharding import DATA_AXIS, make_mesh, place_batch, replicate
+from d3jax.training.step import init_state, make_score_step, make_train_step
+from tests.d3jax.training.world import largest_difference, make_batch
+
+OPTIMIZER = adamw(OptimizerConfig(weight_decay=1e-2, embedding_decay=0.5))
+
+
+def after_steps(model, adapter, devices, batches, optimizer=OPTIMIZER):
+    """State and last info after a step per batch on the first `devices` devices."""
+    mesh = make_mesh(jax.devices()[:devices])
+    state = replicate(mesh, init_state(model, adapter, optimizer, seed=3))
+    step = make_train_step(model, adapter, optimizer, mesh)
+    for batch in batches:
+        state, info = step(state, place_batch(mesh, batch))
+    return jax.device_get(state), jax.device_get(info), step
+
+
+def gradient_descent():
+    """With a step size of 1 the parameters' change is minus the gradient."""
+    return optax.sgd(1.0)
+
+
+def reference(model, adapter, batch: Batch):
+    """Loss and gradient of the batch's real rows alone, without mesh, masks or embedding rows."""
+    state = init_state(model, adapter, gradient_descent(), seed=3)
+    real = jax.tree.map(lambda array: jnp.asarray(array[np.asarray(batch.mask)]), batch)
+
+    def loss(params):
+        output, _ = model.apply(params, state.model_state, real, Mode(train=True))
+        losses = binary_cross_entropy(output.logits, real.label)
+        weights = adapter.row_weights((), output, real, jnp.int32(0), Mode(train=True))
+        return (weights * losses).mean()
+
+    return jax.value_and_grad(loss)(state.params), state.params
+
+
+HEADS = {
+    "d3": {},
+    "d1": {"parts": "d1"},
+    "official": {"form": "official", "head_layers": (4,), "detach_generator": True},
+}
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("head", HEADS)
+def test_loss_and_gradient_are_those_of_the_real_rows(schema, config, batch, head, devices):
+    d3 = dataclasses.replace(config.d3, **HEADS[head])
+    model = build_model(schema, dataclasses.replace(config, d3=d3))
+    adapter = d3_balance(BalanceConfig(), start_step=0)
+    (loss, gradient), before = reference(model, adapter, batch)
+    state, info, _ = after_steps(model, adapter, devices, [batch], gradient_descent())
+    stepped = jax.tree.map(lambda old, new: old - new, before, state.params)
+    assert info.loss == pytest.approx(float(loss), abs=1e-6)
+    assert info.gradient_norm == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(stepped), jax.tree.leaves(gradient), strict=True):
+        # old - new loses digits of the gradient that are below the parameter's last one.
+        scale = max(float(jnp.abs(theirs).max()), 0.01)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale + 2e-7)
+
+
+def test_eight_devices_equal_one_over_several_steps(schema, config):
+    model = build_model(schema, config)
+    adapter = d3_balance(BalanceConfig(), start_step=2)
+    batches = [make_batch(schema, 64, seed, padding=5 * seed) for seed in range(4)]
+    one, info_one, _ = after_steps(model, adapter, 1, batches)
+    eight, info_eight, _ = after_steps(model, adapter, 8, batches)
+    assert info_eight.loss == pytest.approx(info_one.loss, abs=1e-6)
+    assert largest_difference(eight.optimizer_state[0].mu, one.optimizer_state[0].mu) < 1e-5
+    assert one.step == eight.step == 4
+
+
+def test_the_step_compiles_once_and_donates_the_old_state(schema, config, batch):
+    model = build_model(schema, config)
+    mesh = make_mesh()
+    state = replicate(mesh, init_state(model, unweighted(), OPTIMIZER, seed=0))
+    step = make_train_step(model, unweighted(), OPTIMIZER, mesh)
+    for seed in range(3):
+        old = state
+        state, _ = step(state, place_batch(mesh, make_batch(schema, 64, seed)))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
+    assert step._cache_size() == 1
+
+
+def test_a_weight_schedule_changes_nothing_before_it_starts(schema, config, batch):
+    model = build_model(schema, config)
+    batches = [batch] * 4
+    plain, _, _ = after_steps(model, unweighted(), 8, batches)
+    later, _, _ = after_steps(model, d3_balance(BalanceConfig(), 4), 8, batches)
+    earlier, _, _ = after_steps(model, d3_balance(BalanceConfig(), 3), 8, batches)
+    same = jax.tree.map(np.array_equal, plain.params, later.params)
+    assert all(jax.tree.leaves(same))
+    assert largest_difference(plain.params, earlier.params) > 1e-4
+
+
+def test_neutral_weights_make_d3_equal_d2(schema, config, batch):
+    neutral = BalanceConfig(
+        complexity_shift=1, complexity_scale=0, specificity_shift=1, specificity_scale=0
+    )
+    model = build_model(schema, config)
+    d2, _, _ = after_steps(model, unweighted(), 8, [batch] * 3)
+    d3, _, _ = after_steps(model, d3_balance(neutral, 0), 8, [batch] * 3)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, d2.params, d3.params)))
+
+
+def test_dropout_is_the_same_on_any_number_of_devices(schema, config, batch):
+    model_config = dataclasses.replace(config.model, embedding_dropout=0.4)
+    model = build_model(schema, dataclasses.replace(config, model=model_config))
+    one, info_one, _ = after_steps(model, unweighted(), 1, [batch])
+    eight, info_eight, _ = after_steps(model, unweighted(), 8, [batch])
+    _, info_without, _ = after_steps(build_model(schema, config), unweighted(), 8, [batch])
+    assert info_eight.loss == pytest.approx(info_one.loss, abs=1e-6)
+    assert largest_difference(eight.optimizer_state[0].mu, one.optimizer_state[0].mu) < 1e-4
+    assert info_without.loss != info_one.loss
+
+
+def test_padding_and_its_contents_change_nothing(schema, config, batch):
+    model = build_model(schema, config)
+    noise = make_batch(schema, 64, seed=9)
+    other = jax.tree.map(
+        lambda real, fake: np.where(batch.mask.reshape(-1, *[1] * (real.ndim - 1)), real, fake),
+        batch,
+        noise,
+    )._replace(mask=batch.mask)
+    adapter = d3_balance(BalanceConfig(), 0)
+    ours, _, _ = after_steps(model, adapter, 8, [batch])
+    theirs, _, _ = after_steps(model, adapter, 8, [other])
+    assert largest_difference(ours.optimizer_state[0].mu, theirs.optimizer_state[0].mu) < 1e-6
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, batch, devices):
+    d3 = dataclasses.replace(config.d3, form="official", head_layers=(4,))
+    model = build_model(schema, dataclasses.replace(config, d3=d3))
+    mesh = make_mesh(jax.devices()[:devices])
+    state = init_state(model, unweighted(), OPTIMIZER, seed=0)
+    score = make_score_step(model, mesh)
+    placed = replicate(mesh, state)
+    scored = score(placed.params, placed.model_state, place_batch(mesh, batch))
+    output, _ = model.apply(state.params, state.model_state, batch)
+    np.testing.assert_allclose(scored.logits, output.logits, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scored.attention.sum(-1), 1.0, rtol=1e-5)
+    order = np.random.default_rng(0).permutation(64)
+    shuffled = jax.tree.map(lambda array: array[order], batch)
+    again = score(placed.params, placed.model_state, place_batch(mesh, shuffled))
+    np.testing.assert_allclose(again.logits, np.asarray(scored.logits)[order], atol=1e-6)
+
+
+def test_why_parameters_are_made_varying_before_the_gradient():
+    """The trap the step avoids: gradients of replicated parameters arrive already summed, so
+    averaging or summing them again is wrong; made varying first, they are each device's own."""
+    mesh = make_mesh()
+    weights, rows = jnp.ones(3), jnp.arange(24.0).reshape(8, 3)
+    truth = jax.grad(lambda w: (rows @ w).mean())(weights)
+
+    def gradient(cast):
+        def program(w, x):
+            w = lax.pcast(w, DATA_AXIS, to="varying") if cast else w
+            return lax.pmean(jax.grad(lambda v: (x @ v).mean())(w), DATA_AXIS)
+
+        return jax.shard_map(program, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=P())(
+            weights, rows
+        )
+
+    np.testing.assert_allclose(gradient(cast=True), truth, rtol=1e-6)
+    np.testing.assert_allclose(gradient(cast=False), 8 * truth, rtol=1e-6)
