@@ -111,10 +111,17 @@ class Schema:
             f"no field {name!r} in the schema; it has {[field.name for field in self.fields]}"
         )
 
-    def check(self, ids: np.ndarray, scenario: np.ndarray, where: str = "the batch") -> None:
+    def check(
+        self,
+        ids: np.ndarray,
+        scenario: np.ndarray,
+        where: str = "the batch",
+        first_row: int = 0,
+    ) -> None:
         """Raises `DataError` naming field, row and value when an id or scenario is out of range.
 
-        Ids must be checked on the host: on a device an index out of range is clamped in silence.
+        Rows are counted from `first_row`. Ids must be checked on the host: on a device an index
+        out of range is clamped in silence.
         """
         if ids.ndim != 2 or ids.shape[1] != self.num_slots:
             raise DataError(
@@ -131,15 +138,15 @@ class Schema:
             column = ids[:, slot]
             row = int(np.argmax((column < least) | (column >= field.size)))
             raise DataError(
-                f"field {field.name!r}: id {column[row]} in row {row} of {where} is outside "
-                f"[{least}, {field.size}); prepare the data again with this schema"
+                f"field {field.name!r}: id {column[row]} in row {first_row + row} of {where} "
+                f"is outside [{least}, {field.size}); prepare the data again with this schema"
             )
         bad = (scenario < 0) | (scenario >= self.num_scenarios)
         if bad.any():
             row = int(np.argmax(bad))
             raise DataError(
-                f"scenario {scenario[row]} in row {row} of {where} is unknown; the schema has "
-                f"{self.num_scenarios}: {', '.join(self.scenarios)}"
+                f"scenario {scenario[row]} in row {first_row + row} of {where} is unknown; "
+                f"the schema has {self.num_scenarios}: {', '.join(self.scenarios)}"
             )
 
     def to_json(self) -> dict[str, Any]:

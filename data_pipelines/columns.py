@@ -226,11 +226,7 @@ def _check_split(prepared: Prepared, split: str, count: int) -> None:
 
 def _check_chunk(prepared: Prepared, split: str, rows: Rows, start: int, stop: int) -> None:
     where = f"{prepared.directory / split} (ids.npy, scenario.npy)"
-    try:
-        prepared.schema.check(rows.ids[start:stop], rows.scenario[start:stop], where)
-    except DataError:
-        # Again from the first row, so that the message counts rows from the file's start.
-        prepared.schema.check(rows.ids[:stop], rows.scenario[:stop], where)
+    prepared.schema.check(rows.ids[start:stop], rows.scenario[start:stop], where, start)
     label = rows.label[start:stop]
     bad = ~np.isin(label, (0, 1))
     if bad.any():

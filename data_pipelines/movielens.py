@@ -20,7 +20,7 @@ import ibis
 from ibis.expr.types import BooleanValue
 
 from d3jax.errors import DataError
-from data_pipelines.prepare import FieldSource, Source
+from data_pipelines.source import FieldSource, Source
 
 AGE_GROUPS = {
     "1": "under 25",

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d3jax.batch import EMPTY, UNKNOWN, Field, Schema
-from d3jax.errors import ConfigError, DataError
+from d3jax.errors import DataError
 from data_pipelines.columns import (
     SPLITS,
     Prepared,
@@ -34,61 +33,10 @@ from data_pipelines.columns import (
     write_schema,
     write_vocabulary,
 )
+from data_pipelines.source import PrepareConfig, Source
 
 Progress = Callable[[str, int, int], None]
 """Called before each step with its name, its index and the number of steps."""
-
-
-@dataclass(frozen=True)
-class FieldSource:
-    """One field of the rows; multi-valued when `separator` is set, in at most `max_slots` slots."""
-
-    name: str
-    separator: str | None = None
-    max_slots: int | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Raw rows as one table expression, and what its columns mean.
-
-    `rows` has a string column per field, `label` (0 or 1), `scenario` (an index into
-    `scenarios`) and the columns of `key`, strings or integers that identify an event: rows with
-    equal keys fall on the same side of the split. `scenario_field` is the column that decides
-    the scenario, `scenario_values` maps its raw values to names; `files` are what was read.
-    """
-
-    rows: ibis.Table
-    fields: tuple[FieldSource, ...]
-    scenarios: tuple[str, ...]
-    scenario_field: str
-    scenario_values: Mapping[str, str]
-    key: tuple[str, ...]
-    label_rule: str
-    user_field: str | None = None
-    item_field: str | None = None
-    files: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """How to split and encode; `validation_fraction` is a part of the rows that aren't test."""
-
-    min_count: int = 1
-    test_fraction: float = 0.2
-    validation_fraction: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.min_count < 1:
-            raise ConfigError(f"min_count is {self.min_count}; it must be at least 1")
-        fractions = {
-            "test_fraction": self.test_fraction,
-            "validation_fraction": self.validation_fraction,
-        }
-        for name, value in fractions.items():
-            if not 0 < value < 1:
-                raise ConfigError(f"{name} is {value}; it must be above 0 and below 1")
 
 
 class _Stage(NamedTuple):

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from d3jax.config import Config
 from d3jax.errors import ConfigError, D3jaxError, Preempted
+from data_pipelines.source import PrepareConfig
 from experiments.presets import PRESETS
 
 PREEMPTED = 75
@@ -40,26 +41,15 @@ class Prepare:
     """Their directory, or the zip they are published in."""
     out: tyro.conf.Positional[Path]
     """The prepared directory to make."""
-    min_count: int = 1
-    """Values seen less often in the training rows become unknown."""
-    test_fraction: float = 0.2
-    """Share of the rows held out for testing."""
-    validation_fraction: float = 0.1
-    """Share of the other rows held out for early stopping."""
-    seed: int = 0
-    """Decides which rows are held out."""
+    config: tyro.conf.OmitArgPrefixes[PrepareConfig] = field(default_factory=PrepareConfig)
     overwrite: bool = False
     """Replace the prepared directory if it exists."""
 
     def run(self, console: Console) -> None:
         """Prepares the data."""
-        from data_pipelines.prepare import PrepareConfig
         from experiments.prepare import prepare_movielens
 
-        config = PrepareConfig(
-            self.min_count, self.test_fraction, self.validation_fraction, self.seed
-        )
-        prepare_movielens(self.files, self.out, config, self.overwrite, console)
+        prepare_movielens(self.files, self.out, self.config, self.overwrite, console)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from data_pipelines.columns import SPLITS, Prepared
 from data_pipelines.movielens import movielens_1m, opened
-from data_pipelines.prepare import PrepareConfig, prepare
+from data_pipelines.prepare import prepare
+from data_pipelines.source import PrepareConfig
 
 
 def prepare_movielens(

@@ -109,7 +109,7 @@ def test_a_gate_with_a_zero_last_kernel_gets_no_gradient(draw: Draw) -> None:
         gate = fusion_gate(params, selected)
         return fuse(gate, jnp.ones((B, 1)), jnp.ones(1)).sum()
 
-    for leaf in jax.tree.leaves(jax.jit(jax.grad(weight))(params)):
+    for leaf in jax.tree.leaves(jax.grad(weight)(params)):
         np.testing.assert_allclose(leaf, np.zeros_like(leaf), atol=1e-7)
 
 
@@ -125,7 +125,6 @@ def test_layer_values(shared: bool, kernel_fusion: str, bias_fusion: str, draw: 
         biases = reference.fuse(gate64, biases, exact.shared.bias, bias_fusion)
     expected = reference.layer(inputs64, kernels, biases, reference.identity)
     for layer in (fused_layer, fused_layer_plain):
-        layer = jax.jit(layer, static_argnames=("kernel_additive", "bias_additive"))
         ours = layer(
             params,
             gate if shared else None,
@@ -157,8 +156,8 @@ def test_folded_and_sliced_layer_is_the_plain_one(
     def folded(arguments: tuple[object, ...]) -> jax.Array:
         return ((fused_layer(*arguments, **additive, budget=budget) - target) ** 2).sum()
 
-    expected = jax.jit(jax.value_and_grad(plain))(arguments)
-    ours = jax.jit(jax.value_and_grad(folded))(arguments)
+    expected = jax.value_and_grad(plain)(arguments)
+    ours = jax.value_and_grad(folded)(arguments)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, ours, expected)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ours[1]))

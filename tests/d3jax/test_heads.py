@@ -77,7 +77,7 @@ def test_d3_values(option: dict[str, Any], draw: Draw) -> None:
     head = d3(config)
     params, exact = draw(head.declare(SIZES, I).params)
     (u, inputs), exact_rows = rows(draw)
-    output, state = jax.jit(head.apply, static_argnums=4)(params, (), u, inputs, EVALUATION)
+    output, state = head.apply(params, (), u, inputs, EVALUATION)
     assert state == ()
     logits, attention, gate = expected(config, exact, *exact_rows)
     np.testing.assert_allclose(output.logits, logits, rtol=1e-4, atol=1e-4)
@@ -218,7 +218,7 @@ def test_a_tower_without_rows_has_exactly_zero_gradient(draw: Draw) -> None:
     def loss(params: Any) -> jax.Array:
         return head.apply(params, (), u, inputs, EVALUATION)[0].logits.sum()
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    gradient = jax.grad(loss)(params)
     for leaf in jax.tree.leaves(gradient):
         assert np.abs(leaf[1]).max() == 0
         assert np.abs(leaf[0]).max() > 0

@@ -60,7 +60,7 @@ def numbers(config: Config, draw: Draw) -> tuple[Model, ModelParams, Any, ModelP
 
 
 def apply(model: Model, mode: Mode = EVALUATION) -> Any:
-    return jax.jit(lambda params, state, batch: model.apply(params, state, batch, mode))
+    return lambda params, state, batch: model.apply(params, state, batch, mode)
 
 
 def expected(config: Config, exact: ModelParams, batch: Batch) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_training_has_finite_gradients_and_ignores_padding(config: Config, draw:
         output, new = model.apply(params, state, batch, Mode(train=True))
         return jnp.where(batch.mask, output.logits, 0.0).sum(), (output.logits[:4], new)
 
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    step = jax.value_and_grad(loss, has_aux=True)
     (_, kept), gradient = step(params, batch)
     (_, again), gradient_again = step(params, other)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

@@ -26,7 +26,8 @@ from data_pipelines.columns import (
     write_vocabulary,
 )
 from data_pipelines.encoder import load_encoder, read_batches
-from data_pipelines.prepare import FieldSource, PrepareConfig, Source, prepare
+from data_pipelines.prepare import prepare
+from data_pipelines.source import FieldSource, PrepareConfig, Source
 
 # Ibis 12 calls a method that DuckDB 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")

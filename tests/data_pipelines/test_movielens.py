@@ -16,7 +16,8 @@ import pytest
 from d3jax.errors import DataError
 from data_pipelines.columns import SPLITS, check_rows
 from data_pipelines.movielens import SCENARIOS, movielens_1m, opened
-from data_pipelines.prepare import PrepareConfig, prepare
+from data_pipelines.prepare import prepare
+from data_pipelines.source import PrepareConfig
 
 # Ibis 12 calls a method that DuckDB 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")

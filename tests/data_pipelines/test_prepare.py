@@ -18,7 +18,8 @@ import pytest
 from d3jax.batch import Field
 from d3jax.errors import ConfigError, DataError
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
-from data_pipelines.prepare import FieldSource, PrepareConfig, Source, _pairs, prepare
+from data_pipelines.prepare import _pairs, prepare
+from data_pipelines.source import FieldSource, PrepareConfig, Source
 
 # Ibis 12 calls a method that DuckDB 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")
