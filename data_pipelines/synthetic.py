@@ -73,12 +73,12 @@ class SyntheticConfig:
     `smallest_share` is the smallest scenario's share of the rows.
     """
 
-    rows: int = 240_000
+    rows: int = 400_000
     seed: int = 0
     sensitivity: float = 1.0
     smallest_share: float = 0.008
-    users: int = 3_000
-    items: int = 2_000
+    users: int = 1_000
+    items: int = 600
 
     def __post_init__(self) -> None:
         _in_range("rows", self.rows, 1_000, 100_000_000)

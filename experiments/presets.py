@@ -12,8 +12,10 @@ from d3jax.config import (
 )
 
 SYNTHETIC = Config(
-    d3=D3Config(field_hidden=8),
-    train=TrainConfig(batch_size=1024, epochs=4),
+    model=ModelConfig(embedding_scale=0.3, embedding_dropout=0.2, bottom_layers=(32, 16)),
+    d3=D3Config(field_hidden=8, width=16),
+    optimizer=OptimizerConfig(weight_decay=1.0),
+    train=TrainConfig(batch_size=1024, epochs=6),
 )
 """d3jax train"""
 
@@ -30,7 +32,6 @@ OFFICIAL = Config(
 
 MOVIELENS = Config(
     d3=D3Config(field_hidden=16),
-    optimizer=OptimizerConfig(),
     train=TrainConfig(batch_size=1024),
 )
 """d3jax prepare movielens-1m SOURCE ml && d3jax train ml --preset movielens"""

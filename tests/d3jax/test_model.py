@@ -26,12 +26,12 @@ CASES: dict[str, Config] = {
     f"{backbone}, {name}": Config(
         ModelConfig(backbone, head, D, bottom_layers=(6, 5), tower_layers=(4,)), d3
     )
-    for backbone in BACKBONES
-    for name, head, d3 in (
-        ("towers", "towers", D3),
-        ("d1", "d3", replace(D3, parts="d1")),
-        ("d3", "d3", D3),
-        ("official", "d3", replace(D3, form="official", head_layers=(4,))),
+    for backbone, name, head, d3 in (
+        ("plain", "d3", "d3", D3),
+        ("plain", "official", "d3", replace(D3, form="official", head_layers=(4,))),
+        ("shared_bottom", "towers", "towers", D3),
+        ("shared_bottom", "d1", "d3", replace(D3, parts="d1")),
+        ("shared_bottom", "d3", "d3", D3),
     )
 }
 cases = pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
@@ -60,7 +60,7 @@ def numbers(config: Config, draw: Draw) -> tuple[Model, ModelParams, Any, ModelP
 
 
 def apply(model: Model, mode: Mode = EVALUATION) -> Any:
-    return lambda params, state, batch: model.apply(params, state, batch, mode)
+    return jax.jit(lambda params, state, batch: model.apply(params, state, batch, mode))
 
 
 def expected(config: Config, exact: ModelParams, batch: Batch) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_training_has_finite_gradients_and_ignores_padding(config: Config, draw:
         output, new = model.apply(params, state, batch, Mode(train=True))
         return jnp.where(batch.mask, output.logits, 0.0).sum(), (output.logits[:4], new)
 
-    step = jax.value_and_grad(loss, has_aux=True)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, kept), gradient = step(params, batch)
     (_, again), gradient_again = step(params, other)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

@@ -74,7 +74,7 @@ def test_values(train: bool, change: dict[str, Any], draw: Draw) -> None:
     config = replace(CONFIG, **change)
     params, state, exact, exact_state = drawn(config, draw)
     (u, inputs), (u64, x64) = rows(draw)
-    apply = d3_official(config).apply
+    apply = jax.jit(d3_official(config).apply, static_argnums=4)
     output, new_state = apply(params, state, u, inputs, Mode(train=train))
     numbers = as_reference(exact, exact_state)
     logits, attention, gate = reference.official(numbers, x64, u64, MASK, train, config.parts)
@@ -92,7 +92,7 @@ def test_values(train: bool, change: dict[str, Any], draw: Draw) -> None:
 def test_training_moves_every_running_moment_towards_the_batch(draw: Draw) -> None:
     params, state, exact, running = drawn(CONFIG, draw)
     (u, inputs), (_, x64) = rows(draw)
-    _, new = d3_official(CONFIG).apply(params, state, u, inputs, TRAIN)
+    _, new = jax.jit(d3_official(CONFIG).apply, static_argnums=4)(params, state, u, inputs, TRAIN)
     changed = jax.tree.map(lambda a, b: bool((a != b).all()), new, state)
     assert all(jax.tree.leaves(changed))
     scores = reference.dense(exact.gate[0].dense, x64.reshape(B, -1))
@@ -110,7 +110,7 @@ def test_one_row_trains_on_the_running_moments(draw: Draw) -> None:
     params, state, _, _ = drawn(CONFIG, draw)
     (u, inputs), _ = rows(draw)
     alone = jax.tree.map(lambda leaf: leaf[:1], inputs)
-    apply = d3_official(CONFIG).apply
+    apply = jax.jit(d3_official(CONFIG).apply, static_argnums=4)
     trained, new_state = apply(params, state, u[:1], alone, TRAIN)
     evaluated, _ = apply(params, state, u, inputs, EVALUATION)
     np.testing.assert_allclose(trained.logits, evaluated.logits[:1], rtol=1e-4, atol=1e-5)
@@ -120,7 +120,7 @@ def test_one_row_trains_on_the_running_moments(draw: Draw) -> None:
 def test_padding_changes_nothing(draw: Draw) -> None:
     params, state, _, _ = drawn(CONFIG, draw)
     (u, inputs), _ = rows(draw)
-    apply = d3_official(CONFIG).apply
+    apply = jax.jit(d3_official(CONFIG).apply, static_argnums=4)
     output, moments = apply(params, state, u, inputs, TRAIN)
     x = jnp.where(MASK[:, None, None], inputs.x, 30.0)
     other = apply(params, state, jnp.where(MASK[:, None], u, -50.0), inputs._replace(x=x), TRAIN)
@@ -139,7 +139,7 @@ def test_only_a_detached_generator_leaves_the_attention_untaught(detach: bool, d
         output, _ = d3_official(config).apply(params, state, u, inputs, TRAIN)
         return (weight * output.logits).sum()
 
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     for layer in gradient.attention[:3]:
         assert (np.abs(layer.kernel).max() == 0) == detach
@@ -160,7 +160,7 @@ def test_eight_devices_are_one(draw: Draw) -> None:
         device, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=(P("data"), P())
     )
     logits, moments = jax.jit(many)(u, inputs)
-    one = d3_official(CONFIG).apply(params, state, u, inputs, TRAIN)
+    one = jax.jit(d3_official(CONFIG).apply, static_argnums=4)(params, state, u, inputs, TRAIN)
     np.testing.assert_allclose(logits[MASK], one[0].logits[MASK], rtol=1e-3, atol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), moments, one[1]

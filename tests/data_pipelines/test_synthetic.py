@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others(small: Synthe
 
 def test_splits_scenarios_and_click_rates_are_as_planned(default: SyntheticData) -> None:
     sizes = {split: len(rows.label) for split, rows in default.rows.items()}
-    assert sizes == {"train": 168_000, "validation": 24_000, "test": 48_000}
+    assert sizes == {"train": 280_000, "validation": 40_000, "test": 80_000}
     scenario = np.concatenate([rows.scenario for rows in default.rows.values()])
     shares = np.bincount(scenario) / len(scenario)
     np.testing.assert_allclose(shares, [0.6944, 0.2976, 0.008], atol=0.003)
