@@ -45,8 +45,8 @@ class ModelConfig:
     """What turns a representation into a logit: D3, or one tower per scenario."""
     embedding_dim: int = 16
     """Width D of a field's embedding."""
-    embedding_init: EmbeddingInit = "normal"
-    """normal: N(0, embedding_scale); xavier_table: Glorot over the whole table."""
+    embedding_init: EmbeddingInit = "xavier_table"
+    """xavier_table: Glorot over the whole table, as the authors do; normal: N(0, scale)."""
     embedding_scale: float = 0.01
     """Standard deviation of the normal embedding initialisation."""
     embedding_dropout: float = 0.0

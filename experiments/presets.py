@@ -12,7 +12,12 @@ from d3jax.config import (
 )
 
 SYNTHETIC = Config(
-    model=ModelConfig(embedding_scale=0.3, embedding_dropout=0.2, bottom_layers=(32, 16)),
+    model=ModelConfig(
+        embedding_init="normal",
+        embedding_scale=0.3,
+        embedding_dropout=0.2,
+        bottom_layers=(32, 16),
+    ),
     d3=D3Config(field_hidden=8, width=16),
     optimizer=OptimizerConfig(weight_decay=1.0),
     train=TrainConfig(batch_size=1024, epochs=6),
@@ -23,7 +28,7 @@ TEXT = Config()
 """The paper's equations and sizes: d3jax train PREPARED --preset text"""
 
 OFFICIAL = Config(
-    model=ModelConfig(backbone="plain", embedding_init="xavier_table"),
+    model=ModelConfig(backbone="plain"),
     d3=D3Config(form="official", width=128, head_layers=(16, 16), detach_generator=True),
     balance=BalanceConfig(start_ratio=0.726, entropy="naive"),
     train=TrainConfig(epochs=1),
@@ -31,6 +36,7 @@ OFFICIAL = Config(
 """The authors' released code: d3jax train PREPARED --preset official"""
 
 MOVIELENS = Config(
+    model=ModelConfig(embedding_init="normal"),
     d3=D3Config(field_hidden=16),
     train=TrainConfig(batch_size=1024),
 )
