@@ -11,7 +11,7 @@ S scenarios, V rows of the embedding table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,6 +97,26 @@ class Head(NamedTuple):
     apply: Callable[[Tree, Tree, Array, Inputs, Mode], tuple[Output, Tree]]
 
 
+class Generated(NamedTuple):
+    """What a generator made of a batch: `layer(index, hidden)` applies the layer it generated
+    for that site; attention and gate are those of `Output`."""
+
+    layer: Callable[[int, Array], Array]
+    attention: Float[Array, "B N N"] | None = None
+    gate: Float[Array, "B 2"] | None = None
+
+
+class Generator(NamedTuple):
+    """Makes layers whose weights differ by row: D3's, or M2M's meta unit.
+
+    `declare(sizes, sites)` takes the (inputs, outputs) of every layer it will be asked for;
+    `generate(params, inputs, mode)` does once what all of them share.
+    """
+
+    declare: Callable[[Sizes, Sequence[tuple[int, int]]], Tree]
+    generate: Callable[[Tree, Inputs, Mode], Generated]
+
+
 class Backbone(NamedTuple):
     """Turns field embeddings into logits with the head it was built with."""
 
@@ -132,17 +152,31 @@ class Model(NamedTuple):
         return self.forward(params.network, state, rows, batch, mode)
 
 
+class Feedback(NamedTuple):
+    """What a step tells the loss adapter: the model's output, the batch, each row's loss and,
+    for an adapter that asked, the gradient norm [S] of each scenario's mean loss."""
+
+    output: Output
+    batch: Batch
+    losses: Float[Array, " B"]
+    gradient_norms: Float[Array, " S"] | None = None
+
+
 class LossAdapter(NamedTuple):
     """Decides how much each row counts, from what training has seen so far.
 
-    `state` declares what it remembers; `row_weights(state, output, batch, step, mode)` gives the
-    weights [B], never differentiated, and `update(state, output, batch, step, mode)` what it
-    remembers next.
+    `state` declares what it remembers. `row_losses(logits, label)` is what a row costs before
+    it is weighed; `row_weights(state, output, batch, step, mode)` gives the weights [B], never
+    differentiated; `update(state, feedback, step, mode)` is what it remembers next, the same on
+    every device. `watched` names the parameter, as a checkpoint does, whose gradient norms by
+    scenario it needs; None for none.
     """
 
     state: Tree
+    row_losses: Callable[[Array, Array], Float[Array, " B"]]
     row_weights: Callable[[Tree, Output, Batch, Array, Mode], Float[Array, " B"]]
-    update: Callable[[Tree, Output, Batch, Array, Mode], Tree]
+    update: Callable[[Tree, Feedback, Array, Mode], Tree]
+    watched: str | None = None
 
 
 Activation = Callable[[Array], Array]

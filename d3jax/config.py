@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from d3jax.errors import ConfigError
+from d3jax.options import ADIOptions, M2MOptions, MMoEOptions, SARNetOptions, STAROptions
 
+BackboneName = Literal["plain", "shared_bottom", "mmoe", "m2m", "adi", "star", "sar_net"]
+HeadName = Literal["own", "d3", "m2m_wg", "pepnet_wg"]
 Part = Literal["d1", "d2", "d3"]
 EmbeddingInit = Literal["normal", "xavier_table"]
 ValueForm = Literal["text", "official", "danet"]
@@ -39,10 +42,10 @@ def _widths(name: str, widths: tuple[int, ...]) -> None:
 class ModelConfig:
     """Embedding, backbone and head."""
 
-    backbone: Literal["shared_bottom", "plain"] = "shared_bottom"
+    backbone: BackboneName = "shared_bottom"
     """What the embeddings pass through before the head; plain: nothing."""
-    head: Literal["d3", "towers"] = "d3"
-    """What turns a representation into a logit: D3, or one tower per scenario."""
+    head: HeadName = "d3"
+    """What turns a representation into a logit; own: what the backbone has without D3."""
     embedding_dim: int = 16
     """Width D of a field's embedding."""
     embedding_init: EmbeddingInit = "xavier_table"
@@ -52,7 +55,7 @@ class ModelConfig:
     embedding_dropout: float = 0.0
     """Share of the embeddings' numbers that training zeroes."""
     bottom_layers: tuple[int, ...] = (128, 64)
-    """Widths of the shared bottom."""
+    """Widths of the shared bottom, and of the plain backbone's own network."""
     tower_layers: tuple[int, ...] = (32,)
     """Hidden widths of each scenario's tower."""
 
@@ -221,6 +224,11 @@ class Config:
     d3: D3Config = field(default_factory=D3Config)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mmoe: MMoEOptions = field(default_factory=MMoEOptions)
+    m2m: M2MOptions = field(default_factory=M2MOptions)
+    adi: ADIOptions = field(default_factory=ADIOptions)
+    star: STAROptions = field(default_factory=STAROptions)
+    sar_net: SARNetOptions = field(default_factory=SARNetOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def to_json(self) -> dict[str, Any]:
@@ -230,13 +238,7 @@ class Config:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
         """The inverse of `to_json`; raises `ConfigError` naming a key that it doesn't know."""
-        parts = {
-            "model": ModelConfig,
-            "d3": D3Config,
-            "balance": BalanceConfig,
-            "optimizer": OptimizerConfig,
-            "train": TrainConfig,
-        }
+        parts = {name: type(part) for name, part in vars(cls()).items()}
         return cls(**{name: _from_json(part, value, name) for name, part in parts.items()})
 
 

@@ -149,3 +149,42 @@ def batch_norm(
         )
     normal = (hidden - used.mean[None]) * jax.lax.rsqrt(used.variance + epsilon)[None]
     return normal * params.scale[None] + params.offset[None], moments
+
+
+def scenario_batch_norm(
+    params: BatchNorm,
+    moments: Moments,
+    hidden: Float[Array, "B F"],
+    scenario: Int[Array, " B"],
+    mask: Bool[Array, " B"],
+    mode: Mode,
+    *,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+) -> tuple[Float[Array, "B F"], Moments]:
+    """Each scenario's rows normalised by their own moments; `params` and `moments` are [S F].
+
+    A scenario with fewer than two rows in the batch is normalised by its running moments, which
+    stay as they are.
+    """
+    used = moments
+    if mode.train:
+        member = (scenario[:, None] == jnp.arange(moments.mean.shape[0])) & mask[:, None]
+        weight = member.astype(hidden.dtype)
+        rows = mode.total(weight.sum(0))[:, None]
+        mean = mode.total(weight.T @ hidden) / jnp.maximum(rows, 1.0)
+        centred = hidden - mean[scenario]
+        variance = mode.total(weight.T @ centred**2) / jnp.maximum(rows, 1.0)
+        used = jax.tree.map(
+            lambda batch, running: jnp.where(rows >= 2, batch, running),
+            Moments(mean, variance),
+            moments,
+        )
+        moments = jax.tree.map(
+            lambda running, batch: running + (1 - momentum) * (batch - running),
+            moments,
+            jax.lax.stop_gradient(used),
+        )
+    scale = jax.lax.rsqrt(used.variance + epsilon)
+    normal = (hidden - used.mean[scenario]) * scale[scenario]
+    return normal * params.scale[scenario] + params.offset[scenario], moments

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float
 
-from d3jax.backbones import BACKBONES
-from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Model, ModelParams, Output, Sizes
+from d3jax.backbones import build_backbone
+from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
-from d3jax.config import Config, D3Config, ModelConfig
+from d3jax.config import Config, ModelConfig
 from d3jax.embedding import declare_embedding, pool
-from d3jax.heads import d3, towers
 from d3jax.layers import dropout
-from d3jax.official import d3_official
 from d3jax.parameters import Tree
 
 
-def build_head(model: ModelConfig, config: D3Config) -> Head:
-    """The head that the configuration names."""
-    if model.head == "towers":
-        return towers(model.tower_layers)
-    return d3_official(config) if config.form == "official" else d3(config)
-
-
 def build_model(schema: Schema, config: Config) -> Model:
-    """The model for rows of `schema`, by the configuration's `model` and `d3` parts."""
-    head = build_head(config.model, config.d3)
-    backbone = BACKBONES[config.model.backbone](config.model, head)
-    return assemble(schema, backbone, config.model)
+    """The model that the configuration names, for rows of `schema`.
+
+    Raises `ConfigError`, with the reason, for a backbone and head that don't go together.
+    """
+    return assemble(schema, build_backbone(schema, config), config.model)
 
 
 def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:

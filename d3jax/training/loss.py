@@ -14,7 +14,7 @@ from d3jax.balance import (
     specificity_weights,
     unit_mean_weights,
 )
-from d3jax.base import LossAdapter, Mode, Output
+from d3jax.base import Feedback, LossAdapter, Mode, Output
 from d3jax.batch import Batch
 from d3jax.config import BalanceConfig
 from d3jax.parameters import Tree
@@ -33,7 +33,7 @@ def unweighted() -> LossAdapter:
     def row_weights(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Array:
         return jnp.ones_like(output.logits)
 
-    return LossAdapter((), row_weights, _keep)
+    return LossAdapter((), binary_cross_entropy, row_weights, _keep)
 
 
 def d3_balance(config: BalanceConfig, start_step: int) -> LossAdapter:
@@ -63,7 +63,7 @@ def d3_balance(config: BalanceConfig, start_step: int) -> LossAdapter:
             weights = unit_mean_weights(weights, batch.mask, axis_name=mode.axis_name)
         return scheduled_weights(weights, step, start_step)
 
-    return LossAdapter((), row_weights, _keep)
+    return LossAdapter((), binary_cross_entropy, row_weights, _keep)
 
 
 def row_complexity(config: BalanceConfig, attention: Float[Array, "B N N"]) -> Float[Array, " B"]:
@@ -75,6 +75,6 @@ def row_complexity(config: BalanceConfig, attention: Float[Array, "B N N"]) -> F
     return -value if config.literal_sign else value
 
 
-def _keep(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Tree:
+def _keep(state: Tree, feedback: Feedback, step: Array, mode: Mode) -> Tree:
     """The update of an adapter that remembers nothing."""
     return state

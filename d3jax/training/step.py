@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt32
 
 from d3jax.balance import weighted_loss
-from d3jax.base import EVALUATION, LossAdapter, Mode, Model, ModelParams, Output
+from d3jax.base import EVALUATION, Feedback, LossAdapter, Mode, Model, ModelParams
 from d3jax.batch import Batch
 from d3jax.embedding import EmbeddingParams, lookup, table_gradient, table_rows
 from d3jax.parameters import Tree, initialize
@@ -85,13 +85,13 @@ def make_train_step(
     def device_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         mode = Mode(train=True, axis_name=DATA_AXIS, key=key)
-        gradients, (output, model_state, info) = _gradients(model, adapter, state, batch, mode)
+        gradients, (feedback, model_state, info) = _gradients(model, adapter, state, batch, mode)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         new_state = TrainState(
             params=optax.apply_updates(state.params, updates),
             model_state=model_state,
             optimizer_state=optimizer_state,
-            adapter_state=adapter.update(state.adapter_state, output, batch, state.step, mode),
+            adapter_state=adapter.update(state.adapter_state, feedback, state.step, mode),
             step=state.step + 1,
             key=state.key,
         )
@@ -105,7 +105,7 @@ def make_train_step(
 
 def _gradients(
     model: Model, adapter: LossAdapter, state: TrainState, batch: Batch, mode: Mode
-) -> tuple[ModelParams, tuple[Output, Tree, StepInfo]]:
+) -> tuple[ModelParams, tuple[Feedback, Tree, StepInfo]]:
     """The batch's gradient, summed over devices, with what the forward pass gave.
 
     Each device differentiates its share of the loss; the shares add up to the loss of the whole
@@ -116,14 +116,15 @@ def _gradients(
     ids = table_rows(model.schema, batch.ids)
     network = lax.pcast(state.params.network, DATA_AXIS, to="varying")
 
-    def share(network: Tree, rows: Array) -> tuple[Array, tuple[Output, Tree, StepInfo]]:
+    def share(network: Tree, rows: Array) -> tuple[Array, tuple[Feedback, Tree, StepInfo]]:
         output, model_state = model.forward(network, state.model_state, rows, batch, mode)
-        losses = binary_cross_entropy(output.logits, batch.label)
+        losses = adapter.row_losses(output.logits, batch.label)
         weights = adapter.row_weights(state.adapter_state, output, batch, state.step, mode)
         loss = weighted_loss(losses, weights, batch.mask, axis_name=DATA_AXIS)
-        plain = weighted_loss(losses, jnp.ones_like(losses), batch.mask, axis_name=DATA_AXIS)
+        plain = binary_cross_entropy(output.logits, batch.label)
+        plain = weighted_loss(plain, jnp.ones_like(plain), batch.mask, axis_name=DATA_AXIS)
         info = StepInfo(mode.total(loss), mode.total(plain), jnp.zeros(()))
-        return loss, (output, model_state, info)
+        return loss, (Feedback(output, batch, losses), model_state, info)
 
     rows = lookup(state.params.embedding, ids)
     differentiate = jax.grad(share, argnums=(0, 1), has_aux=True)

@@ -52,7 +52,7 @@ def test_complexity_values(scale: float, form: EntropyForm) -> None:
     logits = np.float32(logits)
     expected = true_complexity(np.float64(logits), form)
     ours = entropy(jnp.asarray(logits), form=form)
-    np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=1e-6 * min(scale, 1) ** 2)
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6 * min(scale, 1) ** 2)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,0 +1,52 @@
+"""MMoE (Ma et al., KDD 2018): experts for all, mixed by each scenario's own gate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.layers import Dense, declare_dense, declare_mlp, select, stacked_dense
+from d3jax.options import MMoEOptions
+from d3jax.parameters import Tree
+
+
+class MMoEParams(NamedTuple):
+    """Stacked experts, one gate a scenario, and the head."""
+
+    experts: tuple[Dense, ...]
+    gates: Dense
+    head: Tree
+
+
+def mmoe(head: Head, options: MMoEOptions) -> Backbone:
+    """The head reads the row's mixture of experts."""
+
+    def declare(sizes: Sizes) -> Declared:
+        declared = head.declare(sizes, options.layers[-1])
+        gates = 1 if options.one_gate else sizes.num_scenarios
+        params = MMoEParams(
+            experts=declare_mlp(sizes.flat, options.layers, stack=(options.experts,)),
+            gates=declare_dense(sizes.flat, options.experts, stack=(gates,), bias=None),
+            head=declared.params,
+        )
+        return Declared(params, declared.state)
+
+    def apply(params: MMoEParams, state: Tree, inputs: Inputs, mode: Mode) -> tuple[Output, Tree]:
+        return head.apply(params.head, state, mixture(params, inputs), inputs, mode)
+
+    return Backbone(declare, apply)
+
+
+def mixture(params: MMoEParams, inputs: Inputs) -> Float[Array, "B W"]:
+    """Σ_e q_e expert_e(x), q the softmax of the row's scenario's gate."""
+    experts = inputs.flat
+    for layer in params.experts:
+        experts = jax.nn.relu(stacked_dense(layer, experts))
+    scores = stacked_dense(params.gates, inputs.flat)
+    shared = params.gates.kernel.shape[0] == 1
+    own = scores[:, 0] if shared else select(scores, inputs.scenario)
+    return jnp.einsum("be,bew->bw", jax.nn.softmax(own), experts)
