@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from d3jax.errors import ConfigError
 from d3jax.options import ADIOptions, M2MOptions, MMoEOptions, SARNetOptions, STAROptions
@@ -18,17 +18,27 @@ from d3jax.options import ADIOptions, M2MOptions, MMoEOptions, SARNetOptions, ST
 BackboneName = Literal["plain", "shared_bottom", "mmoe", "m2m", "adi", "star", "sar_net"]
 HeadName = Literal["own", "d3", "m2m_wg", "pepnet_wg"]
 Part = Literal["d1", "d2", "d3"]
+D3Form = Literal["text", "official"]
+GateInput = Literal["selected", "raw"]
 EmbeddingInit = Literal["normal", "xavier_table"]
 ValueForm = Literal["text", "official", "danet"]
 KernelFusion = Literal["multiplicative", "additive"]
 BiasFusion = Literal["multiplicative", "additive", "specific"]
 EntropyForm = Literal["rows", "mean_row"]
+BalanceEntropy = Literal["rows", "mean_row", "naive"]
+Monitor = Literal["logloss", "auc"]
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     """Raises `ConfigError` unless low <= value <= high (a NaN never is)."""
     if not low <= value <= high:
         raise ConfigError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises `ConfigError` unless `value` is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
 def _widths(name: str, widths: tuple[int, ...]) -> None:
@@ -60,6 +70,9 @@ class ModelConfig:
     """Hidden widths of each scenario's tower."""
 
     def __post_init__(self) -> None:
+        _one_of("backbone", self.backbone, get_args(BackboneName))
+        _one_of("head", self.head, get_args(HeadName))
+        _one_of("embedding_init", self.embedding_init, get_args(EmbeddingInit))
         _within("embedding_dim", self.embedding_dim, 1, 4096)
         _within("embedding_scale", self.embedding_scale, 1e-8, 10)
         _within("embedding_dropout", self.embedding_dropout, 0, 0.99)
@@ -75,7 +88,7 @@ class D3Config:
 
     parts: Part = "d3"
     """d1: domain division; d2: and modelling (gate, shared weights); d3: and balance (loss)."""
-    form: Literal["text", "official"] = "text"
+    form: D3Form = "text"
     """text: the paper's equations; official: the authors' code, batch norms included."""
     field_hidden: int = 64
     """Width H of each field's own layer in the generator."""
@@ -89,7 +102,7 @@ class D3Config:
     """What attention mixes: the embeddings (text), projected values (official), or danet's form."""
     attention_scaled: bool = False
     """Divide the attention's logits by the square root of the embedding width."""
-    gate_input: Literal["selected", "raw"] = "selected"
+    gate_input: GateInput = "selected"
     """What the gate reads: the attention's output, or the embeddings."""
     kernel_fusion: KernelFusion = "multiplicative"
     """How the row's kernel and the shared one are fused."""
@@ -103,6 +116,12 @@ class D3Config:
     """Stop the gradient from the generator into attention and embeddings."""
 
     def __post_init__(self) -> None:
+        _one_of("parts", self.parts, get_args(Part))
+        _one_of("form", self.form, get_args(D3Form))
+        _one_of("attention_value", self.attention_value, get_args(ValueForm))
+        _one_of("gate_input", self.gate_input, get_args(GateInput))
+        _one_of("kernel_fusion", self.kernel_fusion, get_args(KernelFusion))
+        _one_of("bias_fusion", self.bias_fusion, get_args(BiasFusion))
         _within("field_hidden", self.field_hidden, 1, 65536)
         _within("width", self.width, 1, 65536)
         _widths("head_layers", self.head_layers)
@@ -127,7 +146,7 @@ class BalanceConfig:
     """Least normalised complexity (Eq. 16)."""
     upper: float = 1.0
     """Greatest normalised complexity (Eq. 16)."""
-    entropy: EntropyForm | Literal["naive"] = "rows"
+    entropy: BalanceEntropy = "rows"
     """rows: mean of the rows' entropies; mean_row: entropy of the mean row; naive: the authors'."""
     literal_sign: bool = False
     """Use Eq. 15 as printed, without entropy's minus."""
@@ -137,6 +156,7 @@ class BalanceConfig:
     """Divide the loss by the sum of the weights instead of the number of rows."""
 
     def __post_init__(self) -> None:
+        _one_of("entropy", self.entropy, get_args(BalanceEntropy))
         _within("start_ratio", self.start_ratio, 0, 1)
         for name in ("complexity", "specificity"):
             shift, scale = self._weights(name)
@@ -196,7 +216,7 @@ class TrainConfig:
     """Epochs between evaluations on the validation rows (a fraction evaluates within one)."""
     patience: int = 2
     """Evaluations without a better result before training stops; 0: never stop early."""
-    monitor: Literal["logloss", "auc"] = "logloss"
+    monitor: Monitor = "logloss"
     """What the best weights are best at, on the validation rows overall."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, beside the one at each evaluation."""
@@ -206,6 +226,7 @@ class TrainConfig:
     """Processes that read batches; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
+        _one_of("monitor", self.monitor, get_args(Monitor))
         _within("seed", self.seed, 0, 2**31 - 1)
         _within("batch_size", self.batch_size, 1, 2**24)
         _within("epochs", self.epochs, 1, 100000)

@@ -10,7 +10,7 @@ import pytest
 
 from d3jax.base import EVALUATION, Inputs, Sizes
 from d3jax.config import D3Config
-from d3jax.heads import D3Params, d3, towers
+from d3jax.heads import GeneratedHeadParams, d3, towers
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
@@ -46,10 +46,10 @@ def rows(draw: Draw) -> tuple[tuple[jax.Array, Inputs], tuple[np.ndarray, np.nda
 
 
 def expected(
-    config: D3Config, p: D3Params, u: np.ndarray, x: np.ndarray
+    config: D3Config, p: GeneratedHeadParams, u: np.ndarray, x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The head by the reference: logits, attention logits, gate."""
-    attention, generator = p.trunk.attention, p.layer.generator
+    attention, generator = p.generator.attention, p.generator.layers[0].generator
     logits = reference.attention_logits(attention.query, attention.key, x, config.attention_scaled)
     if config.attention_value == "text":
         selected = reference.selected_text(logits, x)
@@ -57,15 +57,17 @@ def expected(
         selected = reference.selected_official(logits, x, attention.value)
     else:
         selected = reference.selected_danet(logits, x, attention.value, attention.gain)
-    hidden = reference.generator_hidden(*p.trunk.hidden, selected, config.outer_activation)
+    hidden = reference.generator_hidden(*p.generator.hidden, selected, config.outer_activation)
     weight = (generator.kernel.reshape(len(generator.kernel), -1), generator.kernel_offset.ravel())
     kernels, biases = reference.specific_parts(weight, generator.bias, hidden, I)
     gate = None
     if config.parts != "d1":
         source = x if config.gate_input == "raw" else selected
-        gate = reference.gate([*p.trunk.gate.hidden, p.trunk.gate.output], source)
-        kernels = reference.fuse(gate, kernels, p.layer.shared.kernel, config.kernel_fusion)
-        biases = reference.fuse(gate, biases, p.layer.shared.bias, config.bias_fusion)
+        gate = reference.gate([*p.generator.gate.hidden, p.generator.gate.output], source)
+        kernels = reference.fuse(
+            gate, kernels, p.generator.layers[0].shared.kernel, config.kernel_fusion
+        )
+        biases = reference.fuse(gate, biases, p.generator.layers[0].shared.bias, config.bias_fusion)
     activation = reference.relu if config.layer_activation else reference.identity
     out = reference.layer(u, kernels, biases, activation)
     return reference.mlp_linear_last(p.tail, out)[:, 0], logits, gate
@@ -95,7 +97,7 @@ def gradients(config: D3Config, draw: Draw) -> tuple[Any, Any, Any, Any]:
     (u, inputs), (u64, x64) = rows(draw)
     weight = jnp.linspace(-1.0, 1.0, B)
 
-    def loss(params: D3Params, x: jax.Array) -> jax.Array:
+    def loss(params: GeneratedHeadParams, x: jax.Array) -> jax.Array:
         output, _ = head.apply(params, (), u, inputs._replace(x=x), EVALUATION)
         return (weight * output.logits).sum()
 
@@ -111,7 +113,7 @@ def test_d3_gradients(name: str, draw: Draw) -> None:
     by_params, by_x, exact, (u, x) = gradients(config, draw)
     weight = np.linspace(-1, 1, B)
 
-    def loss(params: D3Params, x: np.ndarray) -> float:
+    def loss(params: GeneratedHeadParams, x: np.ndarray) -> float:
         return float(weight @ expected(config, params, u, x)[0])
 
     leaves, structure = jax.tree.flatten((exact, x))
@@ -136,7 +138,7 @@ def largest(tree: Any) -> float:
 @pytest.mark.parametrize("parts", ["d1", "d2"])
 def test_attached_generator_teaches_the_attention(parts: Any, draw: Draw) -> None:
     config = replace(SMALL, parts=parts, gate_input="raw")
-    assert largest(gradients(config, draw)[0].trunk.attention) > 1e-3
+    assert largest(gradients(config, draw)[0].generator.attention) > 1e-3
 
 
 @pytest.mark.parametrize("form", ["text", "official", "danet"])
@@ -145,20 +147,20 @@ def test_detached_generator_and_raw_gate_leave_the_attention_untaught(
 ) -> None:
     config = replace(SMALL, detach_generator=True, gate_input="raw", attention_value=form)
     by_params, by_x, _, _ = gradients(config, draw)
-    assert largest(by_params.trunk.attention) == 0
-    assert largest(by_params.trunk.hidden) > 0
+    assert largest(by_params.generator.attention) == 0
+    assert largest(by_params.generator.hidden) > 0
     assert largest(by_x) > 0
 
 
 def test_detached_d1_has_no_gradient_to_the_embeddings(draw: Draw) -> None:
     config = replace(SMALL, parts="d1", detach_generator=True)
     by_params, by_x, _, _ = gradients(config, draw)
-    assert largest(by_params.trunk.attention) == largest(by_x) == 0
+    assert largest(by_params.generator.attention) == largest(by_x) == 0
 
 
 def test_the_gate_teaches_the_attention_past_a_detached_generator(draw: Draw) -> None:
     config = replace(SMALL, detach_generator=True)
-    assert largest(gradients(config, draw)[0].trunk.attention) > 1e-5
+    assert largest(gradients(config, draw)[0].generator.attention) > 1e-5
 
 
 def test_parameter_shapes() -> None:
@@ -181,10 +183,10 @@ def test_parameter_count_is_the_closed_formula(n: int, d: int, h: int, i: int, o
 def test_d1_has_neither_gate_nor_shared_weights_and_starts_as_a_layer(key: jax.Array) -> None:
     config = D3Config(parts="d1", field_hidden=2, width=40)
     params = initialize(d3(config).declare(SIZES, 50).params, key)
-    assert params.trunk.gate is None
-    assert params.layer.shared is None
+    assert params.generator.gate is None
+    assert params.generator.layers[0].shared is None
     limit = np.sqrt(6 / 90)
-    assert 0.98 * limit < np.abs(params.layer.generator.kernel_offset).max() <= limit
+    assert 0.98 * limit < np.abs(params.generator.layers[0].generator.kernel_offset).max() <= limit
 
 
 @pytest.mark.parametrize("layers", [(), (4,), (5, 4)])

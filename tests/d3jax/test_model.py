@@ -29,7 +29,7 @@ CASES: dict[str, Config] = {
     for backbone, name, head, d3 in (
         ("plain", "d3", "d3", D3),
         ("plain", "official", "d3", replace(D3, form="official", head_layers=(4,))),
-        ("shared_bottom", "towers", "towers", D3),
+        ("shared_bottom", "towers", "own", D3),
         ("shared_bottom", "d1", "d3", replace(D3, parts="d1")),
         ("shared_bottom", "d3", "d3", D3),
     )
@@ -70,11 +70,11 @@ def expected(config: Config, exact: ModelParams, batch: Batch) -> np.ndarray:
     u, head = x.reshape(len(x), -1), network
     if config.model.backbone == "shared_bottom":
         u, head = reference.mlp(network.bottom, u), network.head
-    if config.model.head == "towers":
+    if config.model.head == "own":
         each = [[(p.kernel[s], p.bias[s]) for p in head] for s in range(3)]
         hidden, output = [p[:-1] for p in each], [p[-1] for p in each]
         return reference.towers(hidden, output, u, np.asarray(batch.scenario))
-    trunk, layer = head.trunk, head.layer
+    trunk, layer = head.generator, head.generator.layers[0]
     logits = reference.attention_logits(trunk.attention.query, trunk.attention.key, x)
     selected = reference.selected_text(logits, x)
     hidden = reference.generator_hidden(*trunk.hidden, selected)
@@ -161,7 +161,7 @@ def test_d3_count_is_the_closed_formula(backbone: Any) -> None:
 
 
 def test_towers_count_is_the_closed_formula() -> None:
-    config = Config(ModelConfig("shared_bottom", "towers", 16))
+    config = Config(ModelConfig("shared_bottom", "own", 16))
     expected = SCHEMA.num_rows * 16 + (48 * 128 + 128) + (128 * 64 + 64)
     expected += 3 * (64 * 32 + 32 + 32 + 1)
     assert count(build_model(SCHEMA, config).declared.params) == expected
