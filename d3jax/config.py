@@ -92,8 +92,8 @@ class D3Config:
     """text: the paper's equations; official: the authors' code, batch norms included."""
     field_hidden: int = 64
     """Width H of each field's own layer in the generator."""
-    width: int = 32
-    """Output width O of the generated layer."""
+    width: int = 0
+    """Output width O of the generated layer; 0: 128 for plain and adi, 32 elsewhere."""
     head_layers: tuple[int, ...] = ()
     """Hidden layers between the generated layer and the logit."""
     gate_layers: tuple[int, ...] = (64, 16)
@@ -123,9 +123,14 @@ class D3Config:
         _one_of("kernel_fusion", self.kernel_fusion, get_args(KernelFusion))
         _one_of("bias_fusion", self.bias_fusion, get_args(BiasFusion))
         _within("field_hidden", self.field_hidden, 1, 65536)
-        _within("width", self.width, 1, 65536)
+        _within("width", self.width, 0, 65536)
         _widths("head_layers", self.head_layers)
         _widths("gate_layers", self.gate_layers)
+
+    @property
+    def outputs(self) -> int:
+        """O, also where `width` leaves it open."""
+        return self.width or 32
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def generated(
 def d3(config: D3Config) -> Head:
     """The D3 head: one generated layer over the backbone's representation (Eq. 6-14)."""
     activation = jax.nn.relu if config.layer_activation else _identity
-    return generated(d3_generator(config), config.width, config.head_layers, activation)
+    return generated(d3_generator(config), config.outputs, config.head_layers, activation)
 
 
 def dense_head(layers: Sequence[int] = ()) -> Head:

@@ -75,21 +75,21 @@ def d3_official(config: D3Config) -> Head:
         norms = {
             "field": declare_batch_norm(hidden),
             "mix": declare_batch_norm(hidden),
-            "kernel": declare_batch_norm(width, config.width),
-            "bias": declare_batch_norm(config.width),
+            "kernel": declare_batch_norm(width, config.outputs),
+            "bias": declare_batch_norm(config.outputs),
         }
         gate = _declare_blocks(sizes.flat, (*config.gate_layers, 2)) if gated else None
-        tail = _declare_blocks(config.width, config.head_layers)
-        offset = glorot(width, config.width)
+        tail = _declare_blocks(config.outputs, config.head_layers)
+        offset = glorot(width, config.outputs)
         params = OfficialParams(
             attention=declare_attention(sizes.embedding_dim, "official"),
             hidden=declare_hidden(sizes.num_fields, sizes.embedding_dim, config.field_hidden),
             norms={name: norm.params for name, norm in norms.items()},
-            generator=declare_generator(hidden, width, config.width, offset),
-            shared=declare_array((width, config.width), offset) if gated else None,
+            generator=declare_generator(hidden, width, config.outputs, offset),
+            shared=declare_array((width, config.outputs), offset) if gated else None,
             gate=gate.params if gate else None,
             tail=tail.params,
-            output=declare_dense((config.width, *config.head_layers)[-1], 1),
+            output=declare_dense((config.outputs, *config.head_layers)[-1], 1),
         )
         moments = {name: norm.state for name, norm in norms.items()}
         return Declared(params, OfficialState(moments, gate.state if gate else None, tail.state))

@@ -102,3 +102,9 @@ def specs(declaration: Tree) -> Tree:
 def count(declaration: Tree) -> int:
     """How many numbers a declaration, or a tree of arrays, holds."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(declaration))
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """The arrays of a tree by their path, such as "params.network.bottom.0.kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

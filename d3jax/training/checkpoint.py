@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from d3jax.config import differences
 from d3jax.errors import CheckpointError
-from d3jax.parameters import Tree
+from d3jax.parameters import Tree, named_leaves
 
 State = TypeVar("State")
 
@@ -92,6 +92,7 @@ class Checkpoints:
         do. Raises `CheckpointError` when there is none, when it belongs to another configuration
         or schema (naming the differences), or when it can't be read.
         """
+        self.wait()
         step = self._existing(step)
         metadata = self._orbax.metadata(step).custom_metadata
         if not isinstance(metadata, dict) or "identity" not in metadata:
@@ -141,12 +142,6 @@ class Checkpoints:
                 f"checkpoint {step} in {self._directory} belongs to another configuration or "
                 f"schema ({'; '.join(changed)}); start a new run, or restore the old values"
             )
-
-
-def named_leaves(tree: Tree) -> dict[str, Any]:
-    """The arrays of a tree by their path, such as "params.network.bottom.0.kernel"."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

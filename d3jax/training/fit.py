@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -43,6 +43,7 @@ class Data(NamedTuple):
     validation: Callable[[], Iterator[Batch]]
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Told what happens; nothing it does changes the run."""
 
