@@ -16,8 +16,16 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 from rich.console import Console
 
-from d3jax.config import Config
+from d3jax.config import (
+    BalanceConfig,
+    Config,
+    D3Config,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from d3jax.errors import ConfigError, D3jaxError, Preempted
+from d3jax.options import ADIOptions, M2MOptions, MMoEOptions, SARNetOptions, STAROptions
 from data_pipelines.source import PrepareConfig
 from experiments.presets import PRESETS
 
@@ -56,7 +64,16 @@ class Prepare:
 class Train:
     """Train a model; without arguments, D3 on the embedded synthetic data."""
 
-    config: tyro.conf.OmitArgPrefixes[Config]
+    model: tyro.conf.OmitArgPrefixes[ModelConfig]
+    d3: tyro.conf.OmitArgPrefixes[D3Config]
+    balance: tyro.conf.OmitArgPrefixes[BalanceConfig]
+    optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig]
+    train: tyro.conf.OmitArgPrefixes[TrainConfig]
+    mmoe: MMoEOptions
+    m2m: M2MOptions
+    adi: ADIOptions
+    star: STAROptions
+    sar_net: SARNetOptions
     prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
     """A prepared directory."""
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME")] = None
@@ -72,9 +89,10 @@ class Train:
         """Trains, or goes on."""
         from experiments import train
 
+        config = Config(**{section: vars(self)[section] for section in vars(Config())})
         if self.resume is None:
-            train.start(self.prepared, self.config, self.out, self.overwrite, console)
-        elif self.prepared or self.preset or self.out or self.config != _preset_of(()):
+            train.start(self.prepared, config, self.out, self.overwrite, console)
+        elif self.prepared or self.preset or self.out or config != _preset_of(()):
             raise ConfigError("--resume takes a run as it is; give it alone, or start a new run")
         else:
             train.resume(self.resume, console)
@@ -152,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str]) -> Verb:
     """The verb that the arguments ask for. Raises `ConfigError` for values out of range."""
     subcommand = tyro.conf.subcommand
-    train = subcommand("train", default=Train(config=_preset_of(arguments)))
+    train = subcommand("train", default=Train(**vars(_preset_of(arguments))))
     verbs = (
         Annotated[Prepare, subcommand("prepare")]
         | Annotated[Train, train]
