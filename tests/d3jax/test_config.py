@@ -14,6 +14,7 @@ from d3jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    _one_of,
     differences,
 )
 from d3jax.errors import ConfigError
@@ -29,7 +30,7 @@ from d3jax.errors import ConfigError
         (ModelConfig, {"tower_layers": (-1,)}, "tower_layers holds -1; each width must be at leas"),
         (ModelConfig, {"bottom_layers": ()}, "bottom_layers is empty; the shared bottom needs at"),
         (D3Config, {"field_hidden": 0}, "field_hidden is 0; it must be between 1 and 65536"),
-        (D3Config, {"width": 70000}, "width is 70000; it must be between 1 and 65536"),
+        (D3Config, {"width": 70000}, "width is 70000; it must be between 0 and 65536"),
         (D3Config, {"head_layers": (16, 0)}, "head_layers holds 0; each width must be at least 1"),
         (D3Config, {"gate_layers": (0,)}, "gate_layers holds 0; each width must be at least 1"),
         (BalanceConfig, {"start_ratio": 1.01}, "start_ratio is 1.01; it must be between 0 and 1"),
@@ -102,5 +103,10 @@ def test_differences_name_the_leaf_and_both_values() -> None:
     ours = dataclasses.asdict(Config())
     theirs = dataclasses.asdict(Config(d3=D3Config(width=7), train=TrainConfig(seed=3)))
     assert differences(ours, ours) == []
-    assert differences(ours, theirs) == ["d3.width: 32 -> 7", "train.seed: 0 -> 3"]
+    assert differences(ours, theirs) == ["d3.width: 0 -> 7", "train.seed: 0 -> 3"]
     assert differences({"a": {"b": 1}}, {"a": {}, "c": 2}) == ["a.b: 1 -> None", "c: None -> 2"]
+
+
+def test_an_unknown_choice_is_listed() -> None:
+    with pytest.raises(ConfigError, match="parts is 'd4'; it must be one of d1, d2, d3"):
+        _one_of("parts", "d4", ("d1", "d2", "d3"))
