@@ -26,6 +26,8 @@ KernelFusion = Literal["multiplicative", "additive"]
 BiasFusion = Literal["multiplicative", "additive", "specific"]
 EntropyForm = Literal["rows", "mean_row"]
 BalanceEntropy = Literal["rows", "mean_row", "naive"]
+AdapterName = Literal["none", "dwa", "dtp", "gradnorm", "uncertainty"]
+Aggregation = Literal["row", "scenario_sum"]
 Monitor = Literal["logloss", "auc"]
 
 
@@ -94,6 +96,8 @@ class D3Config:
     """Width H of each field's own layer in the generator."""
     width: int = 0
     """Output width O of the generated layer; 0: 128 for plain and adi, 32 elsewhere."""
+    generator_rank: int = 0
+    """Shared matrices that a generated kernel is mixed from; 0: one per hidden unit."""
     head_layers: tuple[int, ...] = ()
     """Hidden layers between the generated layer and the logit."""
     gate_layers: tuple[int, ...] = (64, 16)
@@ -123,6 +127,7 @@ class D3Config:
         _one_of("kernel_fusion", self.kernel_fusion, get_args(KernelFusion))
         _one_of("bias_fusion", self.bias_fusion, get_args(BiasFusion))
         _within("field_hidden", self.field_hidden, 1, 65536)
+        _within("generator_rank", self.generator_rank, 0, 65536)
         _within("width", self.width, 0, 65536)
         _widths("head_layers", self.head_layers)
         _widths("gate_layers", self.gate_layers)
@@ -179,6 +184,47 @@ class BalanceConfig:
         if name == "complexity":
             return self.complexity_shift, self.complexity_scale
         return self.specificity_shift, self.specificity_scale
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """How the loss weighs scenarios, for models without D3's own balance."""
+
+    adapter: AdapterName = "none"
+    """Weights by how fast losses fall (dwa), by AUC (dtp), by gradients, or by uncertainty."""
+    aggregation: Aggregation = "row"
+    """row: mean over rows, a scenario counts by its size; scenario_sum: sum of scenarios' means."""
+    period_steps: int = 0
+    """Steps between changes of dwa and dtp; 0: an epoch if a run has three, else 1/20 of it."""
+    temperature: float = 2.0
+    """T of dwa; the larger, the more alike the weights."""
+    kpi_smoothing: float = 0.1
+    """Alpha of dtp, what the latest AUC counts in its running mean."""
+    scenario_focus: float = 1.0
+    """Exponent of dtp's scenario weights; the larger, the more the hard scenarios count."""
+    row_focus: float = 1.0
+    """Exponent of dtp's focal factor on rows; 0: none."""
+    mean_one: bool = False
+    """Divide dtp's weights by their mean."""
+    asymmetry: float = 1.5
+    """Exponent of gradnorm; the larger, the more it favours scenarios that learn slowly."""
+    watched: str = ""
+    """Kernel whose gradients gradnorm compares, such as bottom.1.kernel; empty: the last shared."""
+
+    def __post_init__(self) -> None:
+        _one_of("adapter", self.adapter, get_args(AdapterName))
+        _one_of("aggregation", self.aggregation, get_args(Aggregation))
+        _within("period_steps", self.period_steps, 0, 2**31 - 1)
+        _within("temperature", self.temperature, 1e-3, 1e6)
+        _within("kpi_smoothing", self.kpi_smoothing, 0, 1)
+        _within("scenario_focus", self.scenario_focus, 0, 100)
+        _within("row_focus", self.row_focus, 0, 100)
+        _within("asymmetry", self.asymmetry, 0, 100)
+        if self.adapter == "gradnorm" and self.aggregation == "row":
+            raise ConfigError(
+                "gradnorm weighs each scenario's mean loss, which aggregation row doesn't have; "
+                "use --aggregation scenario_sum"
+            )
 
 
 @dataclass(frozen=True)
@@ -249,6 +295,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     d3: D3Config = field(default_factory=D3Config)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mmoe: MMoEOptions = field(default_factory=MMoEOptions)
     m2m: M2MOptions = field(default_factory=M2MOptions)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from d3jax.base import Activation
 from d3jax.config import BiasFusion, KernelFusion
-from d3jax.generation import GeneratorParams, declare_generator, generate_weights
+from d3jax.generation import GeneratorParams, declare_generator, generate_weights, mixture
 from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp
 from d3jax.parameters import glorot, ones, zeros
 
@@ -49,6 +49,7 @@ def declare_fused(
     shared: bool,
     kernel_fusion: KernelFusion = "multiplicative",
     bias_fusion: BiasFusion = "multiplicative",
+    rank: int = 0,
 ) -> FusedParams:
     """A layer [inputs, outputs] generated from M = `hidden` units, with shared weights or without.
 
@@ -57,7 +58,7 @@ def declare_fused(
     """
     multiplies = shared and kernel_fusion == "multiplicative"
     offset = ones if multiplies else glorot(inputs, outputs)
-    generator = declare_generator(hidden, inputs, outputs, offset)
+    generator = declare_generator(hidden, inputs, outputs, offset, rank)
     if not shared:
         return FusedParams(generator, None)
     bias = {"multiplicative": ones, "additive": zeros, "specific": None}[bias_fusion]
@@ -130,10 +131,11 @@ def fused_layer(
 
     The shared kernel is folded into the generator's once a step and the gate scales the inputs,
     so the only tensor per row is the kernel itself, [B I O]; where that would pass `budget`
-    numbers it is made a slice of O at a time and made again for the gradient.
+    numbers it is made a slice of O at a time and made again for the gradient. With fewer terms
+    than inputs (R < I) the inputs meet the shared matrices first, and no row has a kernel at all.
     """
-    kernel, offset, bias_params = params.generator
-    bias = dense(bias_params, hidden)
+    kernel, offset = params.generator.kernel, params.generator.kernel_offset
+    bias = dense(params.generator.bias, hidden)
     common = jnp.zeros_like(bias)
     if params.shared is not None:
         assert gate is not None
@@ -146,20 +148,24 @@ def fused_layer(
             inputs = inputs * own
         if params.shared.bias is not None:
             bias = fuse(gate, bias, params.shared.bias, additive=bias_additive)
-    return _contract(kernel, offset, hidden, inputs, budget) + common + bias
+    terms = mixture(params.generator, hidden)
+    return _contract(kernel, offset, terms, inputs, budget) + common + bias
 
 
 def _contract(
-    kernel: Float[Array, "M I O"],
+    kernel: Float[Array, "R I O"],
     offset: Float[Array, "I O"],
-    hidden: Float[Array, "B M"],
+    terms: Float[Array, "B R"],
     inputs: Float[Array, "B I"],
     budget: int,
 ) -> Float[Array, "B O"]:
-    """Σ_i inputs_i (Σ_m hidden_m kernel_mio + offset_io), in as many slices of O as needed."""
+    """Σ_i inputs_i (Σ_r terms_r kernel_rio + offset_io), in as many slices of O as needed."""
+    if kernel.shape[0] < kernel.shape[1]:
+        images = jnp.einsum("bi,rio->bro", inputs, kernel)
+        return jnp.einsum("br,bro->bo", terms, images) + inputs @ offset
 
     def columns(weights: tuple[Array, Array]) -> Array:
-        generated = jnp.einsum("bm,mio->bio", hidden, weights[0]) + weights[1][None]
+        generated = jnp.einsum("br,rio->bio", terms, weights[0]) + weights[1][None]
         return jnp.einsum("bi,bio->bo", inputs, generated)
 
     outputs = offset.shape[1]
@@ -171,7 +177,7 @@ def _contract(
         jnp.moveaxis(offset.reshape(offset.shape[0], slices, -1), 1, 0),
     )
     parts = jax.lax.map(jax.checkpoint(columns), split)
-    return jnp.moveaxis(parts, 0, 1).reshape(hidden.shape[0], outputs)
+    return jnp.moveaxis(parts, 0, 1).reshape(terms.shape[0], outputs)
 
 
 def _slices(outputs: int, size: int, budget: int) -> int:

@@ -27,13 +27,16 @@ class HiddenParams(NamedTuple):
 class GeneratorParams(NamedTuple):
     """Two linear maps from a row's hidden vector: to a kernel [I O] and to a bias [O].
 
-    The generator's own kernel is stored as [M I O], so that its row-major reshape to the matrix
-    [M, I·O] puts the input index slowest.
+    The generated kernel is a sum of R shared matrices, `kernel` [R I O], weighed by R numbers of
+    the row: its M hidden units themselves (R = M, the paper's form), or as many mixtures of them
+    as `mixing` has columns (the factored form). The row-major reshape of `kernel` to a matrix
+    [R, I·O] puts the input index slowest.
     """
 
-    kernel: Float[Array, "M I O"]
+    kernel: Float[Array, "R I O"]
     kernel_offset: Float[Array, "I O"]
     bias: Dense
+    mixing: Float[Array, "M R"] | None = None
 
 
 def declare_hidden(num_fields: int, dim: int, width: int) -> HiddenParams:
@@ -46,18 +49,20 @@ def declare_hidden(num_fields: int, dim: int, width: int) -> HiddenParams:
 
 
 def declare_generator(
-    hidden: int, inputs: int, outputs: int, offset: Initializer
+    hidden: int, inputs: int, outputs: int, offset: Initializer, rank: int = 0
 ) -> GeneratorParams:
-    """A generator of an [inputs, outputs] layer from `hidden` = M units.
+    """A generator of an [inputs, outputs] layer from `hidden` = M units; R = `rank`, or M for 0.
 
     Its kernel starts at a tenth of Glorot's scale, so the first generated weights are `offset`
     (1 where they will multiply shared weights, Glorot where they stand alone) plus a little of
     the row's own: a product of two freshly drawn matrices would all but vanish.
     """
+    terms = rank or hidden
     return GeneratorParams(
-        kernel=declare_array((hidden, inputs, outputs), glorot(hidden, outputs, gain=0.1)),
+        kernel=declare_array((terms, inputs, outputs), glorot(terms, outputs, gain=0.1)),
         kernel_offset=declare_array((inputs, outputs), offset),
         bias=declare_dense(hidden, outputs),
+        mixing=declare_array((hidden, rank), glorot(hidden, rank)) if rank else None,
     )
 
 
@@ -83,9 +88,15 @@ def feature_hidden(
     return activation(mixed) if outer else mixed
 
 
+def mixture(params: GeneratorParams, hidden: Float[Array, "B M"]) -> Float[Array, "B R"]:
+    """How much of each shared matrix is in a row's kernel."""
+    return hidden if params.mixing is None else hidden @ params.mixing
+
+
 def generate_weights(
     params: GeneratorParams, hidden: Float[Array, "B M"]
 ) -> tuple[Float[Array, "B I O"], Float[Array, "B O"]]:
     """A kernel and a bias for every row, linear in `hidden` (Eq. 10)."""
-    kernel = jnp.einsum("bm,mio->bio", hidden, params.kernel) + params.kernel_offset[None]
+    terms = mixture(params, hidden)
+    kernel = jnp.einsum("br,rio->bio", terms, params.kernel) + params.kernel_offset[None]
     return kernel, dense(params.bias, hidden)

@@ -67,6 +67,7 @@ def d3_generator(config: D3Config) -> Generator:
             shared=shared,
             kernel_fusion=config.kernel_fusion,
             bias_fusion=config.bias_fusion,
+            rank=config.generator_rank,
         )
         return D3Params(
             attention=declare_attention(sizes.embedding_dim, config.attention_value),

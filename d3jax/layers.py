@@ -169,7 +169,7 @@ def scenario_batch_norm(
     """
     used = moments
     if mode.train:
-        member = (scenario[:, None] == jnp.arange(moments.mean.shape[0])) & mask[:, None]
+        member = (scenario[:, None] == jnp.arange(moments.mean.shape[0])[None]) & mask[:, None]
         weight = member.astype(hidden.dtype)
         rows = mode.total(weight.sum(0))[:, None]
         mean = mode.total(weight.T @ hidden) / jnp.maximum(rows, 1.0)

@@ -7,7 +7,7 @@ Advertiser Modeling" (WSDM 2022). D3 is compared with this generator as M2M-WG.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -55,6 +55,6 @@ def meta_generator(knowledge_width: int) -> Generator:
     return Generator(declare, generate)
 
 
-def declare_scenarios(sizes: Sizes) -> Float[Array, "S D"]:
-    """A table with an embedding for each scenario, apart from the scenario's field, if any."""
+def declare_scenarios(sizes: Sizes) -> Any:
+    """A table [S D] of scenario embeddings, apart from the scenario's own field, if any."""
     return declare_array((sizes.num_scenarios, sizes.embedding_dim), normal(0.05))

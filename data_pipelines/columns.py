@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -140,20 +140,31 @@ def write_rows(
     if count < 1:
         raise DataError(f"split {split!r} has no rows to write")
     (directory / split).mkdir(parents=True, exist_ok=True)
-    columns = [
-        np.lib.format.open_memmap(_column(directory, split, name), "w+", dtype, shape)
-        for name, dtype, shape in _layout(count, num_slots)
-    ]
+    layout = _layout(count, num_slots)
     filled = 0
-    for chunk in chunks:
-        stop = filled + len(chunk.label)
-        if stop > count:
-            raise DataError(f"split {split!r} got more than the {count} rows that were counted")
-        for column, values in zip(columns, chunk, strict=True):
-            column[filled:stop] = values
-        filled = stop
+    with ExitStack() as stack:
+        # Written, not mapped: a full disk is then an error, and no page stays in memory.
+        files = [
+            stack.enter_context(_column(directory, split, name).open("wb")) for name, *_ in layout
+        ]
+        for file, (_, dtype, shape) in zip(files, layout, strict=True):
+            _write_header(file, dtype, shape)
+        for chunk in chunks:
+            filled += len(chunk.label)
+            if filled > count:
+                raise DataError(f"split {split!r} got more than the {count} rows that were counted")
+            for file, values, (_, dtype, shape) in zip(files, chunk, layout, strict=True):
+                block = np.empty((len(chunk.label), *shape[1:]), dtype)
+                block[:] = values
+                file.write(block.data)
     if filled != count:
         raise DataError(f"split {split!r} got {filled} rows; {count} were counted")
+
+
+def _write_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def write_vocabulary(directory: Path, field: str, table: pa.Table) -> None:

@@ -2,7 +2,8 @@
 
 Batches are addressed by the global step, so to resume is to start at the next step, whatever the
 number of reader processes then is. An epoch's order is a true permutation of all rows, computed
-an index at a time: no array of the data's length is ever made.
+an index at a time: no array of the data's length is ever made. Rows that don't fit in memory are
+read in blocks instead, and shuffled inside a window of them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from data_pipelines.columns import Rows
 
 MAX_ROWS = 2**32 - 1
 """The shuffle computes in 32 bits, which is twice as fast as in 64."""
+
+BLOCKS_PER_WINDOW = 16
+"""A window mixes rows from so many places of the file; a block is the longest run read at once."""
 
 _NO_SHARED_MEMORY = DatasetOptions(min_shm_size=2**62)
 """Batches of some 100 kB cross to this process faster in a pipe than in shared memory, which
@@ -55,6 +59,31 @@ def shuffle_index(
         result[walking] = left * right_size + right
         walking = walking[result[walking] >= size]
     return result.astype(np.int64).reshape(np.shape(index))
+
+
+def window_index(
+    index: np.ndarray, size: int, seed: tuple[int, ...], window_rows: int
+) -> np.ndarray:
+    """Where a permutation of [0, size) that a disk can follow puts each `index`; int64.
+
+    Blocks of `window_rows` / 16 neighbouring rows are put in random order, counted from a random
+    row and around the end, so that no epoch cuts the rows as another does. The order is cut into
+    windows, and places are permuted inside each: to walk through a window reads about 16 blocks
+    once. `index` is one-dimensional and sorted. Raises `DataError` as `shuffle_index` does.
+    """
+    block_rows = -(-window_rows // BLOCKS_PER_WINDOW)
+    place = np.empty(len(index), np.int64)
+    for window in np.unique(index // window_rows):
+        first = window * window_rows
+        here = slice(*np.searchsorted(index, (first, first + window_rows)))
+        rows = min(window_rows, size - first)
+        place[here] = first + shuffle_index(index[here] - first, rows, (*seed, 2 + int(window)))
+    block, row = np.divmod(place, block_rows)
+    whole = block < size // block_rows  # the rest is shorter than a block and stays at the end
+    if whole.any():
+        block[whole] = shuffle_index(block[whole], size // block_rows, (*seed, 1))
+    start = shuffle_index(np.zeros(1), size, seed)
+    return block * block_rows + row
 
 
 def _mix(value: np.ndarray, key: np.uint32) -> np.ndarray:
@@ -97,11 +126,18 @@ class Gather:
     """
 
     def __init__(
-        self, rows: Rows, batch_size: int, seed: int, process_index: int, process_count: int
+        self,
+        rows: Rows,
+        batch_size: int,
+        seed: int,
+        process_index: int,
+        process_count: int,
+        window_rows: int | None = None,
     ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self.window_rows = window_rows
         self.share = batch_size // process_count
         self.first = process_index * self.share
 
@@ -110,7 +146,12 @@ class Gather:
         num_rows = len(self.rows.label)
         epoch, index = divmod(int(step), steps_per_epoch(num_rows, self.batch_size))
         place = _places(num_rows, index * self.batch_size + self.first, self.share)
-        return _take(self.rows, shuffle_index(place, num_rows, (self.seed, epoch)), self.share)
+        return _take(self.rows, self._order(place, num_rows, epoch), self.share)
+
+    def _order(self, place: np.ndarray, num_rows: int, epoch: int) -> np.ndarray:
+        if self.window_rows is None:
+            return shuffle_index(place, num_rows, (self.seed, epoch))
+        return window_index(place, num_rows, (self.seed, epoch), self.window_rows)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "rows": [_address(column) for column in self.rows]}
@@ -132,24 +173,31 @@ def training_batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 4,
+    window_rows: int | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches of steps `start_step` to `stop_step - 1`, shuffled anew in each epoch.
 
     A process yields its contiguous share, B / P rows, of every global batch of `batch_size` rows.
     The stream doesn't depend on `workers`, the number of reader processes (0: a thread of this
-    one), nor on `prefetch`, the batches each reads ahead. Reader processes import the program's
-    main module again, so a script guards its start with `if __name__ == "__main__"`. Close the
-    generator when it isn't run to its end. The columns of `rows` are C-contiguous, as those of a
-    prepared directory are; others would be copied whole for every batch. Raises `ConfigError` for
-    a setting out of range and `DataError` when there are no rows.
+    one), nor on `prefetch`, the batches each reads ahead. Where the rows don't fit in memory,
+    every row of a batch costs a disk access; with `window_rows` the rows of a batch come from a
+    window of so many, which is read in 16 runs of neighbours (`window_index`).
+
+    Reader processes import the program's main module again, so a script guards its start with
+    `if __name__ == "__main__"`. Close the generator when it isn't run to its end. The columns of
+    `rows` are C-contiguous, as those of a prepared directory are; others would be copied whole for
+    every batch. Raises `ConfigError` for a setting out of range and `DataError` when there are no
+    rows.
     """
     _check(rows, batch_size, process_index, process_count)
     _at_least("seed", seed, 0)
     _at_least("workers", workers, 0)
     _at_least("prefetch", prefetch, 1)
+    if window_rows is not None:
+        _at_least("window_rows", window_rows, 1)
     _at_least("start_step", start_step, 0)
     _at_least("stop_step", stop_step, start_step)
-    gather = Gather(rows, batch_size, seed, process_index, process_count)
+    gather = Gather(rows, batch_size, seed, process_index, process_count, window_rows)
     steps = grain.MapDataset.range(start_step, stop_step).map(gather)
     batches = _closing(_ahead(steps, min(workers, stop_step - start_step), prefetch))
     _unfinished.add(batches)

@@ -19,6 +19,7 @@ import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ibis.expr.types import StringValue
 
 from d3jax.batch import EMPTY, UNKNOWN, Field, Schema
 from d3jax.errors import DataError
@@ -108,18 +109,24 @@ def _keyed_rows(source: Source, config: PrepareConfig) -> ibis.Table:
     for name in source.key:
         event = event + "|" + rows[name].cast("string").fill_null("")
     digest = event.hexdigest("md5")
-    test = config.test_fraction
-    validation = test + (1 - test) * config.validation_fraction
-    split = ibis.cases(
-        (digest < _threshold(test), "test"),
-        (digest < _threshold(validation), "validation"),
-        else_="train",
-    )
     values = [
         rows[field.name].fill_null("").name(f"value_{index}")
         for index, field in enumerate(source.fields)
     ]
-    return rows.select(digest.name("digest"), split.name("split"), "scenario", "label", *values)
+    split = _split(source, config, digest).name("split")
+    return rows.select(digest.name("digest"), split, "scenario", "label", *values)
+
+
+def _split(source: Source, config: PrepareConfig, digest: StringValue) -> StringValue:
+    """The split of each row: the publisher's where there is one, else that of its digest."""
+    test = 0.0 if source.split else config.test_fraction
+    validation = test + (1 - test) * config.validation_fraction
+    drawn = ibis.cases(
+        (digest < _threshold(test), "test"),
+        (digest < _threshold(validation), "validation"),
+        else_="train",
+    )
+    return drawn if source.split is None else source.rows[source.split].fill_null(drawn)
 
 
 def _threshold(fraction: float) -> str:
@@ -136,18 +143,33 @@ def _count(rows: ibis.Table, source: Source, config: PrepareConfig) -> dict[str,
     groups = tally.to_pyarrow().to_pylist()
     if any(group["wrong_labels"] for group in groups):
         raise DataError(_describe_label(rows.filter(wrong), source))
-    counts = {
-        split: sum(group["rows"] for group in groups if group["split"] == split) for split in SPLITS
-    }
-    for split, count in counts.items():
-        if not count:
+    counts = dict.fromkeys(SPLITS, 0)
+    for group in groups:
+        if group["split"] not in counts:
             raise DataError(
-                f"split {split!r} has no rows: there are {sum(counts.values())} in all, "
-                f"test_fraction is {config.test_fraction} and validation_fraction "
-                f"{config.validation_fraction}; give more rows, other fractions or another seed"
+                f"column {source.split!r} says {group['split']!r}; it must name one of the splits "
+                f"{', '.join(SPLITS)}, or be NULL"
             )
+        counts[group["split"]] += group["rows"]
+    if empty := [split for split, count in counts.items() if not count]:
+        raise DataError(
+            f"split {empty[0]!r} has no rows: there are {sum(counts.values())} in all, "
+            f"{_describe_split(source, config)}; give more rows, other fractions or another seed"
+        )
     _check_scenarios(groups, source)
     return counts
+
+
+def _describe_split(source: Source, config: PrepareConfig) -> str:
+    if source.split is not None:
+        return (
+            f"and column {source.split!r} gives it none; validation_fraction is "
+            f"{config.validation_fraction}"
+        )
+    return (
+        f"test_fraction is {config.test_fraction} and validation_fraction "
+        f"{config.validation_fraction}"
+    )
 
 
 def _describe_label(wrong: ibis.Table, source: Source) -> str:
@@ -185,7 +207,10 @@ def _encode_field(
     """Writes the vocabulary of field `index` and ranks the ids of every raw string."""
     origin = source.fields[index]
     pairs = stage(f"pairs_{index}", _pairs(rows, f"value_{index}", origin.separator))
-    vocabulary = _vocabulary(pairs, min_count).to_pyarrow()
+    if origin.encoded:
+        vocabulary = _given_ids(pairs)
+    else:
+        vocabulary = _vocabulary(pairs, min_count).to_pyarrow()
     write_vocabulary(directory, origin.name, vocabulary)
     known = stage.connection.read_parquet(vocabulary_path(directory, origin.name))
     ranked = stage(f"ranked_{index}", _rank(pairs, known))
@@ -214,6 +239,16 @@ def _vocabulary(pairs: ibis.Table, min_count: int) -> ibis.Table:
     kept = totals.filter(totals["count"] >= min_count)
     order = ibis.window(order_by=[ibis.desc("count"), ibis.asc("value")])
     return kept.mutate(id=(ibis.row_number().over(order) + 1).cast("int32")).order_by("id")
+
+
+def _given_ids(pairs: ibis.Table) -> pa.Table:
+    """Columns `value`, `count`, `id` of 1 to the largest id, whether train has it or not."""
+    totals = pairs.group_by(id=pairs.value.cast("int32")).agg(count=pairs["count"].sum())
+    seen = totals.select(totals.id, totals["count"].cast("int64")).to_pyarrow()
+    counts = np.zeros(1 + max(seen["id"].to_pylist(), default=0), np.int64)
+    counts[seen["id"].to_numpy()] = seen["count"].to_numpy()
+    ids = np.arange(1, counts.size)
+    return pa.table({"value": pa.array(ids).cast(pa.string()), "id": ids, "count": counts[1:]})
 
 
 def _rank(pairs: ibis.Table, vocabulary: ibis.Table) -> ibis.Table:
@@ -283,15 +318,10 @@ def _schema(source: Source, codes: list[_Code]) -> Schema:
 
 
 def _provenance(source: Source, config: PrepareConfig, counts: dict[str, int]) -> dict[str, Any]:
+    dropped = {"dropped": dict(source.dropped)} if source.dropped else {}
     return {
         "label_rule": source.label_rule,
-        "split": {
-            "method": "md5 of seed and key",
-            "key": list(source.key),
-            "seed": config.seed,
-            "test_fraction": config.test_fraction,
-            "validation_fraction": config.validation_fraction,
-        },
+        "split": _split_rule(source, config),
         "rows": counts,
         "sources": {path.name: _sha256(path) for path in source.files},
         "scenario": {
@@ -302,7 +332,22 @@ def _provenance(source: Source, config: PrepareConfig, counts: dict[str, int]) -
             field.name: field.separator for field in source.fields if field.separator is not None
         },
         "min_count": config.min_count,
+        **dropped,
     }
+
+
+def _split_rule(source: Source, config: PrepareConfig) -> dict[str, Any]:
+    rule = {
+        "method": "md5 of seed and key",
+        "key": list(source.key),
+        "seed": config.seed,
+        "test_fraction": config.test_fraction,
+        "validation_fraction": config.validation_fraction,
+    }
+    if source.split is not None:
+        del rule["test_fraction"]
+        rule["method"] = "as published; what is not, by md5 of seed and key"
+    return rule
 
 
 def _sha256(path: Path) -> str:

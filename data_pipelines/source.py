@@ -6,7 +6,7 @@ This file imports no engine, so that the command line can explain itself at once
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FieldSource:
-    """One field of the rows; multi-valued when `separator` is set, in at most `max_slots` slots."""
+    """One field of the rows; multi-valued when `separator` is set, in at most `max_slots` slots.
+
+    With `encoded` its values are ids already, from 1 and without a gap: they stay as they are.
+    """
 
     name: str
     separator: str | None = None
     max_slots: int | None = None
+    encoded: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Source:
     `scenarios`) and the columns of `key`, strings or integers that identify an event: rows with
     equal keys fall on the same side of the split. `scenario_field` is the column that decides
     the scenario, `scenario_values` maps its raw values to names; `files` are what was read.
+
+    Where the publisher decided the split, `split` names the column that says 'train',
+    'validation' or 'test'; rows where it is NULL are train, less `validation_fraction` of them.
+    `dropped` counts the rows that were left out, by reason.
     """
 
     rows: ibis.Table
@@ -45,6 +53,8 @@ class Source:
     user_field: str | None = None
     item_field: str | None = None
     files: tuple[Path, ...] = ()
+    split: str | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 
 from d3jax.config import (
+    AdapterConfig,
     BalanceConfig,
     Config,
     D3Config,
@@ -67,6 +68,7 @@ class Train:
     model: tyro.conf.OmitArgPrefixes[ModelConfig]
     d3: tyro.conf.OmitArgPrefixes[D3Config]
     balance: tyro.conf.OmitArgPrefixes[BalanceConfig]
+    adapter: tyro.conf.OmitArgPrefixes[AdapterConfig]
     optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig]
     train: tyro.conf.OmitArgPrefixes[TrainConfig]
     mmoe: MMoEOptions

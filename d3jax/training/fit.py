@@ -15,9 +15,11 @@ from jax.sharding import PartitionSpec as P
 from d3jax.base import LossAdapter, Model
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, TrainConfig
-from d3jax.errors import Preempted, TrainingError
+from d3jax.errors import ConfigError, Preempted, TrainingError
 from d3jax.model import build_model
+from d3jax.training.adapters import dtp, dwa, equal
 from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.learned_weights import find_watched, gradnorm, uncertainty
 from d3jax.training.loss import d3_balance, unweighted
 from d3jax.training.metrics import Evaluation, evaluate_scores
 from d3jax.training.optimizer import adamw
@@ -103,13 +105,38 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return config.epochs * steps_per_epoch
 
 
-def build_adapter(config: Config, steps: int) -> LossAdapter:
-    """The loss adapter of a run of at most `steps` steps."""
+def build_adapter(config: Config, model: Model, steps_per_epoch: int) -> LossAdapter:
+    """The loss adapter that the configuration names.
+
+    Raises `ConfigError` when D3's balance and another adapter would both weigh rows, or when
+    there is no parameter that gradnorm could watch.
+    """
+    steps = total_steps(config.train, steps_per_epoch)
     if config.model.head == "d3" and config.d3.parts == "d3":
-        start = math.floor(config.balance.start_ratio * steps)
-        # A ratio of 1 means never, also when the last step would be the first weighted one.
-        return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
-    return unweighted()
+        return _build_balance(config, steps)
+    scenarios = model.schema.num_scenarios
+    match config.adapter.adapter:
+        case "dwa":
+            return dwa(config.adapter, scenarios, steps_per_epoch, steps)
+        case "dtp":
+            return dtp(config.adapter, scenarios, steps_per_epoch, steps)
+        case "uncertainty":
+            return uncertainty(config.adapter, scenarios, config.optimizer.learning_rate)
+        case "gradnorm":
+            watched = find_watched(model.declared.params.network, config.adapter.watched)
+            return gradnorm(config.adapter, scenarios, watched)
+        case "none":
+            return equal(config.adapter, scenarios)
+
+
+def _build_balance(config: Config, steps: int) -> LossAdapter:
+    adapter, aggregation = config.adapter.adapter, config.adapter.aggregation
+    if adapter != "none" or aggregation != "row":
+        other = f"adapter {adapter}" if adapter != "none" else f"aggregation {aggregation}"
+        raise ConfigError(f"{other} and D3's balance (parts d3) both weigh rows; use --parts d2")
+    start = math.floor(config.balance.start_ratio * steps)
+    # A ratio of 1 means never, also when the last step would be the first weighted one.
+    return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
 
 
 def build_trainer(
@@ -119,7 +146,7 @@ def build_trainer(
     mesh = make_mesh() if mesh is None else mesh
     check_batch_size(config.train.batch_size, mesh)
     model = build_model(schema, config)
-    adapter = build_adapter(config, total_steps(config.train, steps_per_epoch))
+    adapter = build_adapter(config, model, steps_per_epoch)
     optimizer = adamw(config.optimizer)
     place = NamedSharding(mesh, P())
 

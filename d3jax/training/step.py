@@ -18,6 +18,7 @@ from d3jax.base import EVALUATION, Feedback, LossAdapter, Mode, Model, ModelPara
 from d3jax.batch import Batch
 from d3jax.embedding import EmbeddingParams, lookup, table_gradient, table_rows
 from d3jax.parameters import Tree, initialize
+from d3jax.training.learned_weights import scenario_gradient_norms
 from d3jax.training.loss import binary_cross_entropy
 from d3jax.training.sharding import DATA_AXIS
 
@@ -86,6 +87,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         mode = Mode(train=True, axis_name=DATA_AXIS, key=key)
         gradients, (feedback, model_state, info) = _gradients(model, adapter, state, batch, mode)
+        if adapter.watched is not None:
+            norms = _watched_norms(model, adapter, adapter.watched, state, batch, mode)
+            feedback = feedback._replace(gradient_norms=norms)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         new_state = TrainState(
             params=optax.apply_updates(state.params, updates),
@@ -132,6 +136,22 @@ def _gradients(
     table = table_gradient(state.params.embedding, ids, row_gradient)
     gradients = ModelParams(EmbeddingParams(table), network_gradient)
     return lax.psum(gradients, DATA_AXIS), auxiliary
+
+
+def _watched_norms(
+    model: Model, adapter: LossAdapter, watched: str, state: TrainState, batch: Batch, mode: Mode
+) -> Float[Array, " S"]:
+    """The gradient norm, by scenario, that the adapter asks for; XLA shares the forward pass."""
+    rows = lookup(state.params.embedding, table_rows(model.schema, batch.ids))
+
+    def row_losses(network: Tree) -> Array:
+        output, _ = model.forward(network, state.model_state, rows, batch, mode)
+        return adapter.row_losses(output.logits, batch.label)
+
+    scenarios = model.schema.num_scenarios
+    return scenario_gradient_norms(
+        row_losses, state.params.network, watched, batch, scenarios, mode
+    )
 
 
 def make_score_step(model: Model, mesh: Mesh) -> ScoreStep:

@@ -1,10 +1,14 @@
 """How many rows a second the loader shuffles out of memory-mapped columns.
 
 python -m experiments.bench.loader --rows 5000000 --fields 24
+python -m experiments.bench.loader --rows 20000000 --window-rows 262144 --cold --steps 300
+
+With `--cold` no page of the files is in memory at the start, as when they don't fit.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -27,10 +31,16 @@ class LoaderBench:
     fields: int = 24
     batch_size: int = 2048
     steps: int = 2000
+    window_rows: int | None = None
+    """Also time a shuffle inside windows of so many rows."""
+    cold: bool = False
+    """Drop the files from the page cache before each measurement (Linux only)."""
+    directory: Path | None = None
+    """Where to put the file; a temporary directory when None."""
 
 
-def write_columns(bench: LoaderBench, directory: Path) -> Rows:
-    """Columns of random values under `directory`, memory-mapped; their pages are in the cache."""
+def write_columns(bench: LoaderBench, directory: Path) -> None:
+    """Columns of random values under `directory`, on the disk and in the page cache."""
     rng = np.random.default_rng(0)
     columns = {
         "ids": rng.integers(0, 1000, (bench.rows, bench.fields), np.int32),
@@ -38,8 +48,16 @@ def write_columns(bench: LoaderBench, directory: Path) -> Rows:
         "label": rng.integers(0, 2, bench.rows).astype(np.float32),
     }
     for name, column in columns.items():
-        np.save(directory / f"{name}.npy", column)
-    return Rows(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in columns))
+        with (directory / f"{name}.npy").open("wb") as file:
+            np.save(file, column)
+            os.fsync(file.fileno())
+
+
+def drop_from_cache(directory: Path) -> None:
+    """Makes the kernel forget the pages of the columns, which must not be mapped."""
+    for name in Rows._fields:
+        with (directory / f"{name}.npy").open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def private_memory() -> float:
@@ -49,8 +67,13 @@ def private_memory() -> float:
     return int(kilobytes) / 1024
 
 
-def measure(rows: Rows, bench: LoaderBench, workers: int) -> tuple[float, float]:
+def measure(
+    directory: Path, bench: LoaderBench, workers: int, window_rows: int | None
+) -> tuple[float, float]:
     """(rows a second after the first batch, growth of private memory in MB)."""
+    if bench.cold:
+        drop_from_cache(directory)
+    rows = Rows(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in Rows._fields))
     before = private_memory()
     batches = training_batches(
         rows,
@@ -59,6 +82,7 @@ def measure(rows: Rows, bench: LoaderBench, workers: int) -> tuple[float, float]
         start_step=0,
         stop_step=bench.steps + 1,
         workers=workers,
+        window_rows=window_rows,
     )
     next(batches)
     start = time.perf_counter()
@@ -67,13 +91,17 @@ def measure(rows: Rows, bench: LoaderBench, workers: int) -> tuple[float, float]
 
 
 def main(bench: LoaderBench) -> None:
-    """Prints a line for each number of reader processes."""
-    table = Table("workers", "rows/s", "memory growth, MB")
-    with tempfile.TemporaryDirectory() as directory:
-        rows = write_columns(bench, Path(directory))
-        for workers in (0, 2):
-            speed, growth = measure(rows, bench, workers)
-            table.add_row(str(workers), f"{speed:,.0f}", f"{growth:.1f}")
+    """Prints a line for each shuffle and number of reader processes."""
+    table = Table("shuffle", "workers", "rows/s", "memory growth, MB")
+    windows = dict.fromkeys((None, bench.window_rows))
+    with tempfile.TemporaryDirectory(dir=bench.directory) as folder:
+        directory = Path(folder)
+        write_columns(bench, directory)
+        for window in windows:
+            for workers in (0, 2):
+                speed, growth = measure(directory, bench, workers, window)
+                name = "all rows" if window is None else f"{window:,} rows"
+                table.add_row(name, str(workers), f"{speed:,.0f}", f"{growth:.1f}")
     Console().print(table)
 
 

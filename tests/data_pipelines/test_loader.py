@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pickle
 import subprocess
@@ -20,12 +21,14 @@ from d3jax.batch import Batch
 from d3jax.errors import ConfigError, DataError
 from data_pipelines.columns import Rows
 from data_pipelines.loader import (
+    BLOCKS_PER_WINDOW,
     MAX_ROWS,
     Gather,
     evaluation_batches,
     shuffle_index,
     steps_per_epoch,
     training_batches,
+    window_index,
 )
 
 NUM_ROWS, BATCH = 1003, 64
@@ -47,7 +50,10 @@ def mapped(rows: Rows, directory: Path) -> Rows:
     return Rows(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in Rows._fields))
 
 
-def train(rows: Rows, start: int, stop: int, **settings: int) -> list[Batch]:
+WINDOWS = pytest.mark.parametrize("window", [None, 100, 2000])
+
+
+def train(rows: Rows, start: int, stop: int, **settings: int | None) -> list[Batch]:
     defaults = {"batch_size": BATCH, "seed": 7}
     return list(training_batches(rows, start_step=start, stop_step=stop, **defaults | settings))
 
@@ -85,6 +91,23 @@ def feistel_by_hand(index: int, size: int, seed: tuple[int, ...], rounds: int = 
             return index
 
 
+def window_by_hand(index: int, size: int, seed: tuple[int, int], window_rows: int) -> int:
+    """`window_index` of one index, from blocks laid out one after the other."""
+    block_rows = math.ceil(window_rows / 16)
+    full = size // block_rows
+    order = [feistel_by_hand(block, full, (*seed, 1)) for block in range(full)] + [full]
+    start = feistel_by_hand(0, size, seed)
+    lined_up = [
+        (start + row) % size
+        for block in order
+        for row in range(block * block_rows, min(size, (block + 1) * block_rows))
+    ]
+    window, place = divmod(index, window_rows)
+    rows = min(window_rows, size - window * window_rows)
+    shuffled = feistel_by_hand(place, rows, (*seed, 2 + window))
+    return lined_up[window * window_rows + shuffled]
+
+
 @given(size=st.integers(1, 5000), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
 @settings(max_examples=100, deadline=None)
 def test_shuffle_is_a_bijection(size: int, seed: int, epoch: int) -> None:
@@ -115,6 +138,63 @@ def test_shuffle_is_uniform_and_uncorrelated() -> None:
     assert abs(np.corrcoef(np.arange(100_000), order)[0, 1]) < 0.015
 
 
+@given(
+    size=st.integers(1, 3000),
+    window=st.integers(1, 4000),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 1000),
+)
+@settings(max_examples=100, deadline=None)
+def test_windows_are_a_bijection(size: int, window: int, seed: int, epoch: int) -> None:
+    places = window_index(np.arange(size), size, (seed, epoch), window)
+    assert places.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(places), np.arange(size))
+
+
+@pytest.mark.parametrize(
+    ("size", "window"), [(1, 1), (10, 4), (1003, 1), (1003, 100), (1003, 64), (1003, 5000)]
+)
+def test_windows_equal_the_scalar_reference(size: int, window: int) -> None:
+    index = np.unique(np.linspace(0, size - 1, 40).astype(int))
+    expected = [window_by_hand(int(i), size, (3, 1), window) for i in index]
+    np.testing.assert_array_equal(window_index(index, size, (3, 1), window), expected)
+
+
+def test_a_window_is_read_in_few_runs() -> None:
+    size, window = 100_000, 4096
+    places = window_index(np.arange(size), size, (1, 0), window)
+    for start in range(0, size - window, window):
+        rows = np.sort(places[start : start + window])
+        runs = 1 + np.count_nonzero(np.diff(rows) > 1)
+        assert runs <= BLOCKS_PER_WINDOW + 1  # one more where the end of the file is in it
+
+
+def test_windows_mix_their_blocks_and_differ_between_epochs() -> None:
+    size, window = 100_000, 16_384
+    blocks = window // BLOCKS_PER_WINDOW
+    first, second = (window_index(np.arange(size), size, (1, e), window) for e in range(2))
+    assert (first == second).mean() < 0.001
+    for order in (first, second):
+        batch = order[1024:2048]
+        counts = np.unique(batch // blocks, return_counts=True)[1]
+        assert counts.size >= BLOCKS_PER_WINDOW
+        assert counts.max() < 120  # 64 expected of a block
+        assert abs(np.corrcoef(batch[:-1], batch[1:])[0, 1]) < 0.15
+    windows = [set(order[:window].tolist()) for order in (first, second)]
+    shared = len(windows[0] & windows[1]) / window
+    assert shared < 0.5  # 0.16 expected
+    cuts = [np.flatnonzero(np.diff(np.sort(order[:window])) > 1) for order in (first, second)]
+    assert not np.array_equal(*cuts)
+
+
+def test_rows_that_come_first_change_with_the_epoch() -> None:
+    size, epochs = 64, 4000
+    place = np.zeros(1, int)
+    firsts = [int(window_index(place, size, (5, e), 16)[0]) for e in range(epochs)]
+    counts = np.bincount(firsts, minlength=size)
+    assert ((counts - epochs / size) ** 2 / (epochs / size)).sum() < 115  # chi2(63), p = 1e-4
+
+
 def test_shuffle_keeps_shape_and_depends_on_every_part_of_the_seed() -> None:
     index = np.arange(1000).reshape(10, 100)
     first = shuffle_index(index, 1000, (5, 0))
@@ -141,8 +221,9 @@ def test_steps_per_epoch(rows: int, batch: int, steps: int) -> None:
     assert steps_per_epoch(rows, batch) == steps
 
 
-def test_an_epoch_holds_every_row_once_with_its_own_scenario_and_label() -> None:
-    batches = train(numbered(), 0, 16)
+@WINDOWS
+def test_an_epoch_holds_every_row_once_with_its_own_scenario_and_label(window: int | None) -> None:
+    batches = train(numbered(), 0, 16, window_rows=window)
     seen = row_numbers(batches)
     np.testing.assert_array_equal(np.sort(seen), np.arange(NUM_ROWS))
     real = [Batch(*(column[batch.mask] for column in batch)) for batch in batches]
@@ -160,12 +241,16 @@ def test_the_last_batch_is_padded() -> None:
         assert not column[real:].any()
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+@WINDOWS
+def test_epochs_and_seeds_have_orders_of_their_own(window: int | None) -> None:
     rows = numbered()
-    first, second = row_numbers(train(rows, 0, 16)), row_numbers(train(rows, 16, 32))
+    first, second = (
+        row_numbers(train(rows, 0, 16, window_rows=window)),
+        row_numbers(train(rows, 16, 32, window_rows=window)),
+    )
     np.testing.assert_array_equal(np.sort(second), np.arange(NUM_ROWS))
     assert (first == second).mean() < 0.02
-    assert (first == row_numbers(train(rows, 0, 16, seed=8))).mean() < 0.02
+    assert (first == row_numbers(train(rows, 0, 16, seed=8, window_rows=window))).mean() < 0.02
 
 
 def test_a_batch_is_the_shuffled_places_of_its_step() -> None:
@@ -174,34 +259,61 @@ def test_a_batch_is_the_shuffled_places_of_its_step() -> None:
     np.testing.assert_array_equal(row_numbers(train(numbered(), 35, 36)), expected)
 
 
-def test_resuming_continues_the_same_stream() -> None:
+def test_a_batch_of_windows_is_the_places_of_its_step() -> None:
+    """Steps 3 to 5 of epoch 2, across the end of a window of 200 rows and into the next."""
+    places = np.arange(3 * BATCH, 6 * BATCH)
+    expected = [window_by_hand(int(place), NUM_ROWS, (7, 2), 200) for place in places]
+    batches = train(numbered(), 35, 38, window_rows=200)
+    np.testing.assert_array_equal(row_numbers(batches), expected)
+
+
+@WINDOWS
+def test_resuming_continues_the_same_stream(window: int | None) -> None:
     rows = numbered()
-    whole = train(rows, 0, 40)
-    assert_same(train(rows, 0, 13) + train(rows, 13, 40, prefetch=1), whole)
+    whole = train(rows, 0, 40, window_rows=window)
+    start = train(rows, 0, 13, window_rows=window)
+    rest = train(rows, 13, 40, prefetch=1, window_rows=window)
+    assert_same(start + rest, whole)
     assert train(rows, 5, 5) == []
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_global_batches(count: int) -> None:
+@WINDOWS
+def test_processes_share_the_global_batches(count: int, window: int | None) -> None:
     rows = numbered()
-    shares = [train(rows, 10, 20, process_index=p, process_count=count) for p in range(count)]
+    shares = [
+        train(rows, 10, 20, process_index=p, process_count=count, window_rows=window)
+        for p in range(count)
+    ]
     joined = [
         Batch(*(np.concatenate(part) for part in zip(*step, strict=True)))
         for step in zip(*shares, strict=True)
     ]
-    assert_same(joined, train(rows, 10, 20))
+    assert_same(joined, train(rows, 10, 20, window_rows=window))
 
 
-def test_reader_processes_give_the_same_stream_and_stop_when_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [None, 100])
+def test_reader_processes_give_the_same_stream_and_stop_when_closed(
+    tmp_path: Path, window: int | None
+) -> None:
     rows = mapped(numbered(), tmp_path)
-    assert_same(train(rows, 9, 30, workers=2), train(numbered(), 9, 30))
-    settings = {"batch_size": BATCH, "seed": 7, "start_step": 0, "stop_step": 10**9}
+    assert_same(
+        train(rows, 9, 30, workers=2, window_rows=window),
+        train(numbered(), 9, 30, window_rows=window),
+    )
+    settings = {
+        "batch_size": BATCH,
+        "seed": 7,
+        "start_step": 0,
+        "stop_step": 10**9,
+        "window_rows": window,
+    }
     with closing(training_batches(rows, workers=2, **settings)) as batches:
         first = next(batches)
         assert len(multiprocessing.active_children()) == 2
     assert multiprocessing.active_children() == []
     assert type(first.ids) is np.ndarray
-    assert_same([first], train(rows, 0, 1))
+    assert_same([first], train(rows, 0, 1, window_rows=window))
 
 
 def test_a_thread_reader_stops_when_closed() -> None:
@@ -258,11 +370,12 @@ def test_a_part_of_a_map_keeps_its_place_when_pickled(tmp_path: Path) -> None:
     assert again(1).ids[:, 0].min() > 100
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+@WINDOWS
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, window: int | None) -> None:
     count = 20_000_000
     ids = np.lib.format.open_memmap(tmp_path / "ids.npy", "w+", np.int32, (count, 4))
     label = np.lib.format.open_memmap(tmp_path / "label.npy", "w+", np.float32, (count,))
-    gather = Gather(Rows(ids, label.view(np.int32), label), 1024, 0, 0, 1)
+    gather = Gather(Rows(ids, label.view(np.int32), label), 1024, 0, 0, 1, window)
     tracemalloc.start()
     gather(3)
     peak = tracemalloc.get_traced_memory()[1]
@@ -300,6 +413,7 @@ def test_evaluation_reads_in_order_and_pads_the_end(count: int) -> None:
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"workers": -1}, "workers is -1; it must be at least 0"),
         ({"prefetch": 0}, "prefetch is 0; it must be at least 1"),
+        ({"window_rows": 0}, "window_rows is 0; it must be at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, int], message: str) -> None:

@@ -248,6 +248,86 @@ def test_order_and_threads_do_not_show_in_the_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "c") == first
 
 
+def published(rows: list[Row], names: list[str | None]) -> Source:
+    """Rows whose `published` column says their split."""
+    connection = ibis.duckdb.connect(threads=2)
+    table = pa.Table.from_pylist(rows).append_column("published", pa.array(names, pa.string()))
+    connection.con.register("raw", table)
+    return replace(to_source([]), rows=connection.table("raw"), split="published")
+
+
+def test_the_publisher_decides_the_split(tmp_path: Path) -> None:
+    rows = [{**row, "user": str(n)} for n, row in enumerate(some_rows(300))]
+    names = ["test" if n % 3 else None for n in range(300)]
+    config = PrepareConfig(validation_fraction=0.25, seed=2)
+    prepared = prepare(published(rows, names), tmp_path / "out", config)
+    held_out = {
+        row["user"]: "validation" if int(digest_of(row, 2), 16) < 0.25 * 2**128 else "train"
+        for row, name in zip(rows, names, strict=True)
+        if name is None
+    }
+    counts = Counter(held_out.values())
+    assert counts["validation"] > 10
+    assert prepared.provenance["rows"] == {**counts, "test": 200}
+    users = prepared.vocabulary("user")["value"].to_pylist()
+    assert set(users) == {user for user, split in held_out.items() if split == "train"}
+    assert prepared.provenance["split"] == {
+        "key": ["user", "time"],
+        "method": "as published; what is not, by md5 of seed and key",
+        "seed": 2,
+        "validation_fraction": 0.25,
+    }
+
+
+def test_published_splits_of_all_rows(tmp_path: Path) -> None:
+    names = [SPLITS[n % 3] for n in range(300)]
+    prepared = prepare(published(some_rows(300), names), tmp_path / "out", PrepareConfig())
+    assert prepared.provenance["rows"] == dict.fromkeys(SPLITS, 100)
+
+
+def test_published_split_with_another_name(tmp_path: Path) -> None:
+    names = ["valid" if n == 7 else None for n in range(300)]
+    message = (
+        "column 'published' says 'valid'; it must name one of the splits train, validation, test, "
+        "or be NULL"
+    )
+    with pytest.raises(DataError, match=message):
+        prepare(published(some_rows(300), names), tmp_path / "out", PrepareConfig())
+
+
+def test_published_split_without_rows(tmp_path: Path) -> None:
+    message = "split 'test' has no rows: there are 300 in all, and column 'published' gives it none"
+    with pytest.raises(DataError, match=message):
+        prepare(published(some_rows(300), [None] * 300), tmp_path / "out", PrepareConfig())
+
+
+def test_given_ids_stay(tmp_path: Path) -> None:
+    """Ids that only test has, and those that no row has, are in the vocabulary too."""
+    rows = [{**row, "user": str(1 + n % 5)} for n, row in enumerate(some_rows(300))]
+    names: list[str | None] = ["test" if n % 2 else None for n in range(300)]
+    rows[1]["user"] = "9"
+    rows[3]["user"] = None
+    fields = (FieldSource("user", encoded=True), *FIELDS[1:])
+    source = replace(published(rows, names), fields=fields, key=("user", "time", "tags"))
+    prepared = prepare(source, tmp_path / "out", PrepareConfig(min_count=50))
+    vocabulary = prepared.vocabulary("user").to_pylist()
+    assert [(line["value"], line["id"]) for line in vocabulary] == [
+        (str(value), value) for value in range(1, 10)
+    ]
+    assert [line["count"] for line in vocabulary[5:]] == [0, 0, 0, 0]
+    assert prepared.schema.fields[0] == Field("user", size=10)
+    users = Counter(row["user"] for row in rows[1::2])
+    assert Counter(prepared.rows("test").ids[:, 0].tolist()) == {
+        int(user or 0): count for user, count in users.items()
+    }
+
+
+def test_dropped_rows_are_kept_in_mind(tmp_path: Path) -> None:
+    source = to_source(some_rows(300), dropped={"bots": 12})
+    prepared = prepare(source, tmp_path / "out", PrepareConfig())
+    assert prepared.provenance["dropped"] == {"bots": 12}
+
+
 def test_another_seed_is_another_split(tmp_path: Path) -> None:
     source = to_source(some_rows(4000))
     sizes = [

@@ -1,0 +1,184 @@
+"""STAR: a centre that all scenarios share times a branch of each scenario's own.
+
+Sheng et al., "One Model to Serve All: Star Topology Adaptive Recommender for Multi-Domain CTR
+Prediction" (CIKM 2021). D3's gate weighs the two factors (Jia et al., AAAI 2024, Eq. 13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
+from d3jax.fusion import GateParams, declare_gate, fuse, fusion_gate
+from d3jax.heads import dense_head
+from d3jax.layers import (
+    BatchNorm,
+    Dense,
+    Moments,
+    declare_batch_norm,
+    scenario_batch_norm,
+    select,
+    stacked_dense,
+)
+from d3jax.meta import declare_scenarios
+from d3jax.options import STAROptions
+from d3jax.parameters import Tree, declare_array, glorot, normal
+
+
+class PartitionedNorm(NamedTuple):
+    """Scale and offset that all scenarios share, [F], and each scenario's own, [S F]."""
+
+    shared: BatchNorm
+    own: BatchNorm
+
+
+class StarDense(NamedTuple):
+    """A dense layer for all scenarios, and what each multiplies and adds to it."""
+
+    kernel: Float[Array, "I O"]
+    bias: Float[Array, " O"]
+    own_kernel: Float[Array, "S I O"]
+    own_bias: Float[Array, "S O"]
+
+
+class STARParams(NamedTuple):
+    """Norm and star-shaped network; scenario table and auxiliary network; D3's gate, if any."""
+
+    norm: PartitionedNorm
+    layers: tuple[StarDense, ...]
+    scenario: Float[Array, "S D"]
+    auxiliary: Tree
+    gate: GateParams | None
+
+
+def star(options: STAROptions, gate_layers: Sequence[int] | None) -> Backbone:
+    """The logit of the star-shaped network plus that of an auxiliary network for all scenarios.
+
+    With `gate_layers` (None: plain STAR) D3's gate reads the embeddings and weighs each row's
+    star-shaped layers; the auxiliary network stays as it is.
+    """
+    auxiliary = dense_head(options.auxiliary)
+
+    def declare(sizes: Sizes) -> Declared:
+        norm = declare_partitioned_norm(sizes.num_scenarios, sizes.flat)
+        near_one = options.scenario_init == "ones"
+        params = STARParams(
+            norm=norm.params,
+            layers=tuple(
+                declare_star_dense(sizes.num_scenarios, inputs, outputs, near_one=near_one)
+                for inputs, outputs in pairwise((sizes.flat, *options.layers, 1))
+            ),
+            scenario=declare_scenarios(sizes),
+            auxiliary=auxiliary.declare(sizes, sizes.flat + sizes.embedding_dim).params,
+            gate=None if gate_layers is None else declare_gate(sizes.flat, gate_layers),
+        )
+        return Declared(params, norm.state)
+
+    def apply(
+        params: STARParams, state: Moments, inputs: Inputs, mode: Mode
+    ) -> tuple[Output, Moments]:
+        gate = None if params.gate is None else fusion_gate(params.gate, inputs.x)
+        normed, state = partitioned_norm(
+            params.norm, state, inputs.flat, inputs.scenario, inputs.mask, mode
+        )
+        logits = star_network(params.layers, normed, inputs.scenario, gate, options)
+        known = jnp.concatenate([inputs.flat, params.scenario[inputs.scenario]], axis=1)
+        side, _ = auxiliary.apply(params.auxiliary, (), known, inputs, mode)
+        return Output(logits + side.logits, gate=gate), state
+
+    return Backbone(declare, apply)
+
+
+def declare_partitioned_norm(scenarios: int, features: int) -> Declared:
+    """Neutral scales and offsets, and for each scenario the moments of a standard normal."""
+    own = declare_batch_norm(scenarios, features)
+    return Declared(PartitionedNorm(declare_batch_norm(features).params, own.params), own.state)
+
+
+def partitioned_norm(
+    params: PartitionedNorm,
+    moments: Moments,
+    hidden: Float[Array, "B F"],
+    scenario: Int[Array, " B"],
+    mask: Bool[Array, " B"],
+    mode: Mode,
+) -> tuple[Float[Array, "B F"], Moments]:
+    """Rows normalised by their scenario's moments, scaled by γ ⊙ γ_s and moved by β + β_s.
+
+    STAR was published for batches of a single scenario; here a batch may mix them.
+    """
+    affine = BatchNorm(
+        scale=params.shared.scale[None] * params.own.scale,
+        offset=params.shared.offset[None] + params.own.offset,
+    )
+    return scenario_batch_norm(affine, moments, hidden, scenario, mask, mode)
+
+
+def declare_star_dense(
+    scenarios: int, inputs: int, outputs: int, *, near_one: bool = True
+) -> StarDense:
+    """A Glorot kernel for all, and own kernels that start near 1 or, as others do, as Glorot too.
+
+    The product of two Glorot kernels is far smaller than either, and signals fade in it.
+    """
+    drawn = glorot(inputs, outputs)
+    return StarDense(
+        kernel=declare_array((inputs, outputs), drawn),
+        bias=declare_array((outputs,)),
+        own_kernel=declare_array(
+            (scenarios, inputs, outputs), normal(0.01, mean=1.0) if near_one else drawn
+        ),
+        own_bias=declare_array((scenarios, outputs)),
+    )
+
+
+def star_dense(
+    params: StarDense,
+    hidden: Float[Array, "B I"],
+    scenario: Int[Array, " B"],
+    gate: Float[Array, "B 2"] | None = None,
+    *,
+    gate_scale: float = 1.0,
+    gate_bias: bool = False,
+) -> Float[Array, "B O"]:
+    """`hidden · (W_s ⊙ W) + b_s + b`, with the gate `hidden · (g₀ W_s ⊙ g₁ W) + b_s + b`.
+
+    Both gate values are numbers of the row, so they scale its input and no row needs a kernel
+    of its own. `gate_scale` is a factor on their product; `gate_bias` makes the bias
+    g₀ b_s + g₁ b.
+    """
+    if gate is not None:
+        hidden = hidden * (gate_scale * gate[:, :1] * gate[:, 1:])
+    kernels = Dense(params.own_kernel * params.kernel[None], bias=None)
+    outputs = select(stacked_dense(kernels, hidden), scenario)
+    own_bias = params.own_bias[scenario]
+    if gate is not None and gate_bias:
+        return outputs + fuse(gate, own_bias, params.bias, additive=True)
+    return outputs + own_bias + params.bias[None]
+
+
+def star_network(
+    layers: Sequence[StarDense],
+    hidden: Float[Array, "B I"],
+    scenario: Int[Array, " B"],
+    gate: Float[Array, "B 2"] | None,
+    options: STAROptions,
+) -> Float[Array, " B"]:
+    """Star-shaped layers to the logit, the activation between them; one gate for all."""
+    for index, layer in enumerate(layers):
+        gated = index == 0 or options.gate_depth == "all"
+        hidden = star_dense(
+            layer,
+            hidden if index == 0 else jax.nn.relu(hidden),
+            scenario,
+            gate if gated else None,
+            gate_scale=options.gate_scale,
+            gate_bias=options.gate_bias,
+        )
+    return hidden.squeeze(-1)

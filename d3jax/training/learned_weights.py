@@ -1,0 +1,206 @@
+"""Loss adapters whose weights are learned beside the model: uncertainty weighting and GradNorm.
+
+Each scenario has one number that its own Adam moves; it and its moments stay as they are in a
+step without rows of the scenario.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from d3jax.base import Feedback, LossAdapter, Mode
+from d3jax.batch import Batch
+from d3jax.config import AdapterConfig, Aggregation
+from d3jax.errors import ConfigError
+from d3jax.parameters import Initializer, Parameter, Tree, declare_array, named_leaves, ones, zeros
+from d3jax.training.adapters import scenario_rows, scenario_totals, weigh_scenarios
+from d3jax.training.loss import binary_cross_entropy
+
+GRADNORM_RATE, GRADNORM_LEAST = 0.025, 1e-3
+"""Step size and least weight of GradNorm."""
+
+ADAM = optax.scale_by_adam()
+
+
+class Learned(NamedTuple):
+    """A number per scenario [S], and its Adam moments, with a step count of its own."""
+
+    value: Float[Array, " S"]
+    adam: optax.ScaleByAdamState
+
+
+def declare_learned(num_scenarios: int, init: Initializer) -> Learned:
+    """The numbers by their initialiser, and moments of zero."""
+    values = jax.ShapeDtypeStruct((num_scenarios,), jnp.float32)
+    moments = jax.eval_shape(jax.vmap(ADAM.init), values)
+    adam = jax.tree.map(lambda leaf: Parameter(leaf.shape, dtype=leaf.dtype), moments)
+    return Learned(declare_array((num_scenarios,), init), adam)
+
+
+def descend(
+    learned: Learned, gradient: Float[Array, " S"], present: Bool[Array, " S"], rate: float
+) -> Learned:
+    """One Adam step of size `rate` for the scenarios that are present."""
+    direction, adam = jax.vmap(ADAM.update)(gradient, learned.adam)
+    moved = Learned(learned.value - rate * direction, adam)
+    return jax.tree.map(partial(jnp.where, present), moved, learned)
+
+
+def uncertainty(config: AdapterConfig, num_scenarios: int, learning_rate: float) -> LossAdapter:
+    """Uncertainty weighting (Kendall et al., CVPR 2018): noisy scenarios count less.
+
+    η = ln σ² of each scenario minimises exp(-η) L + η / 2; the weight is exp(-η).
+    """
+
+    def update(state: Learned, feedback: Feedback, step: Array, mode: Mode) -> Learned:
+        losses, rows = _scenario_means(feedback.losses, feedback.batch, num_scenarios, mode)
+        gradient = uncertainty_gradient(state.value, losses, rows, config.aggregation)
+        return descend(state, gradient, rows > 0, learning_rate)
+
+    row_weights = weigh_scenarios(config.aggregation, lambda state: jnp.exp(-state.value))
+    declared = declare_learned(num_scenarios, zeros)
+    return LossAdapter(declared, binary_cross_entropy, row_weights, update)
+
+
+def uncertainty_gradient(
+    eta: Float[Array, " S"],
+    losses: Float[Array, " S"],
+    rows: Float[Array, " S"],
+    aggregation: Aggregation,
+) -> Float[Array, " S"]:
+    """The derivative of exp(-η) L + η / 2, zero at exp(η) = 2 L; L is the mean loss.
+
+    A mean over rows counts each scenario by its share of them.
+    """
+    gradient = 0.5 - jnp.exp(-eta) * losses
+    return gradient * rows / jnp.maximum(rows.sum(), 1.0) if aggregation == "row" else gradient
+
+
+def gradnorm(config: AdapterConfig, num_scenarios: int, watched: str) -> LossAdapter:
+    """GradNorm (Chen et al., ICML 2018): scenarios that learn slowly get the larger gradients.
+
+    `watched` names the shared parameter whose gradients are compared. The weights sum to S.
+    """
+
+    def update(state: Learned, feedback: Feedback, step: Array, mode: Mode) -> Learned:
+        norms = feedback.gradient_norms
+        assert norms is not None, "the step gives an adapter the norms of what it watches"
+        losses, rows = _scenario_means(feedback.losses, feedback.batch, num_scenarios, mode)
+        present = rows > 0
+        gradient = gradnorm_gradient(state.value, norms, losses, present, config.asymmetry)
+        moved = descend(state, gradient, present, GRADNORM_RATE)
+        return moved._replace(value=rescale(moved.value, present))
+
+    row_weights = weigh_scenarios(config.aggregation, lambda state: state.value)
+    declared = declare_learned(num_scenarios, ones)
+    return LossAdapter(declared, binary_cross_entropy, row_weights, update, watched)
+
+
+def gradnorm_gradient(
+    weights: Float[Array, " S"],
+    norms: Float[Array, " S"],
+    losses: Float[Array, " S"],
+    present: Bool[Array, " S"],
+    asymmetry: float,
+) -> Float[Array, " S"]:
+    """The derivative of Σ |G - mean(G) ρ^a| by the weights, the target held fixed.
+
+    G = w ‖∇L‖ is linear in w. ρ is a scenario's loss over the mean loss: all are measured against
+    the same first loss, the ln 2 of an untrained network, which cancels.
+    """
+
+    def mean(values: Array) -> Array:
+        return jnp.where(present, values, 0.0).sum() / scenarios
+
+    scenarios = jnp.maximum(jnp.where(present, 1.0, 0.0).sum(), 1.0)
+    weighed = weights * norms
+    rate = losses / jnp.maximum(mean(losses), jnp.finfo(losses.dtype).tiny)
+    return jnp.sign(weighed - mean(weighed) * rate**asymmetry) * norms
+
+
+def rescale(weights: Float[Array, " S"], present: Bool[Array, " S"]) -> Float[Array, " S"]:
+    """Weights that sum to S again; those of absent scenarios stay as they are."""
+    floored = jnp.maximum(weights, GRADNORM_LEAST)
+    left = weights.shape[0] - jnp.where(present, 0.0, weights).sum()
+    total = jnp.maximum(jnp.where(present, floored, 0.0).sum(), GRADNORM_LEAST)
+    return jnp.where(present, floored * left / total, weights)
+
+
+def scenario_gradient_norms(
+    row_losses: Callable[[Tree], Float[Array, " B"]],
+    network: Tree,
+    watched: str,
+    batch: Batch,
+    num_scenarios: int,
+    mode: Mode,
+) -> Float[Array, " S"]:
+    """The norm of each scenario's mean loss' gradient with respect to the watched parameter.
+
+    One backward pass a scenario. As for the loss itself, devices differentiate their shares by a
+    parameter that is made device-varying, and the gradients are summed.
+    """
+    rows = jnp.maximum(scenario_rows(batch, num_scenarios, mode), 1.0)
+    leaves, structure = jax.tree.flatten(network)
+    place = list(named_leaves(network)).index(watched)
+
+    def shares(parameter: Array) -> Array:
+        losses = row_losses(jax.tree.unflatten(structure, [*before, parameter, *after]))
+        return scenario_totals(losses, batch, num_scenarios, Mode()) / rows
+
+    if mode.axis_name is not None:
+        leaves = lax.pcast(leaves, mode.axis_name, to="varying")
+    before, parameter, after = leaves[:place], leaves[place], leaves[place + 1 :]
+    means, backward = jax.vjp(shares, parameter)
+    # A cotangent must vary over the devices as the means do.
+    each = jnp.eye(num_scenarios) + jnp.zeros_like(means)[None]
+    gradients = mode.total(lax.map(lambda cotangent: backward(cotangent)[0], each))
+    return jnp.sqrt((gradients**2).sum(range(1, gradients.ndim)))
+
+
+def find_watched(declaration: Tree, name: str) -> str:
+    """The parameter of the network that GradNorm watches: `name`, or the default when empty.
+
+    Raises `ConfigError` when the network has no parameter of that name.
+    """
+    if not name:
+        return default_watched(declaration)
+    if name not in (names := named_leaves(declaration)):
+        raise ConfigError(
+            f"watched is {name!r}, which is no parameter of the network; "
+            f"use --watched with one of {', '.join(names)}"
+        )
+    return name
+
+
+def default_watched(declaration: Tree) -> str:
+    """The last kernel that all scenarios share: D3's, or else that of the bottom or the experts.
+
+    Raises `ConfigError` when the network has none of them.
+    """
+    names = list(named_leaves(declaration))
+    fused = [name for name in names if f".{name}".endswith((".shared.kernel", ".shared"))]
+    common = [
+        name for name in names if name.endswith("kernel") and name.startswith(("bottom", "experts"))
+    ]
+    if found := fused or common:
+        return found[-1]
+    raise ConfigError(
+        "this network has no shared kernel that gradnorm could watch by default; name one of its "
+        f"parameters with --watched: {', '.join(names)}"
+    )
+
+
+def _scenario_means(
+    losses: Float[Array, " B"], batch: Batch, num_scenarios: int, mode: Mode
+) -> tuple[Float[Array, " S"], Float[Array, " S"]]:
+    """The mean loss of each scenario (0 for an absent one), and its number of rows."""
+    rows = scenario_rows(batch, num_scenarios, mode)
+    return scenario_totals(losses, batch, num_scenarios, mode) / jnp.maximum(rows, 1.0), rows

@@ -1,0 +1,231 @@
+"""What every model must do, whatever backbone, head, parts and loss adapter it is made of.
+
+A new backbone gets all of this by its line in the registry.
+"""
+
+import dataclasses
+import itertools
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.backbones import BACKBONES, refusal
+from d3jax.base import EVALUATION, Mode, Model
+from d3jax.batch import Batch, Field, Schema
+from d3jax.config import Config, D3Config, ModelConfig
+from d3jax.errors import ConfigError, DataError
+from d3jax.model import build_model
+from d3jax.parameters import initialize, named_leaves
+from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.fit import build_trainer
+from d3jax.training.loss import binary_cross_entropy
+from d3jax.training.sharding import make_mesh, place_batch
+
+SCHEMA = Schema(
+    (Field("user", 30), Field("item", 20), Field("tags", 6, slots=2), Field("place", 4)),
+    ("home", "detail", "slot"),
+    scenario_field="place",
+    user_field="user",
+    item_field="item",
+)
+ONE_SCENARIO = dataclasses.replace(SCHEMA, scenarios=("only",))
+TRAIN = Mode(train=True)
+ROWS, REAL = 32, 27
+
+
+def config_of(backbone: str, head: str, parts: str) -> Config:
+    base = Config()
+    return dataclasses.replace(
+        base,
+        model=ModelConfig(
+            backbone, head, 4, embedding_init="normal", embedding_scale=0.5, bottom_layers=(8, 6)
+        ),
+        d3=D3Config(parts=parts, field_hidden=3, width=5, gate_layers=(6, 4)),
+        balance=dataclasses.replace(base.balance, start_ratio=0.0),
+        train=dataclasses.replace(base.train, batch_size=ROWS),
+    )
+
+
+def sensible() -> dict[str, Config]:
+    """Every backbone, head and parts that go together; parts only vary with the D3 head."""
+    heads = [("own", "d2"), ("m2m_wg", "d2"), ("pepnet_wg", "d2")]
+    heads += [("d3", parts) for parts in ("d1", "d2", "d3")]
+    configs = {
+        f"{backbone}-{head}" + (f"-{parts}" if head == "d3" else ""): config_of(
+            backbone, head, parts
+        )
+        for backbone, (head, parts) in itertools.product(BACKBONES, heads)
+    }
+    return {name: config for name, config in configs.items() if refusal(SCHEMA, config) is None}
+
+
+SENSIBLE = sensible()
+QUICK = {
+    name
+    for name in SENSIBLE
+    if name.endswith(("-own", "-d3")) or name.startswith("adi") or name == "shared_bottom-d3-d1"
+}
+each = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in SENSIBLE],
+)
+
+
+def make_batch(schema: Schema = SCHEMA, seed: int = 0, rows: int = ROWS, real: int = REAL) -> Batch:
+    rng = np.random.default_rng(seed)
+    sizes = np.array([field.size for field in schema.fields])[schema.slot_field]
+    ids = rng.integers(0, sizes, (rows, schema.num_slots)).astype(np.int32)
+    ids[::2, 3] = -1
+    scenario = (ids[:, -1] % schema.num_scenarios).astype(np.int32)
+    label = rng.integers(0, 2, rows).astype(np.float32)
+    return Batch(ids, scenario, label, np.arange(rows) < real)
+
+
+class Case:
+    """A model with parameters moved off their initial values, so that no term hides."""
+
+    def __init__(self, name: str, schema: Schema = SCHEMA) -> None:
+        self.config = SENSIBLE[name]
+        self.model: Model = build_model(schema, self.config)
+        params = initialize(self.model.declared.params, jax.random.key(1))
+        noise = initialize(
+            jax.tree.map(
+                lambda p: dataclasses.replace(p, init=jax.nn.initializers.normal(0.1)),
+                self.model.declared.params,
+            ),
+            jax.random.key(2),
+        )
+        self.params = jax.tree.map(jnp.add, params, noise)
+        self.state = initialize(self.model.declared.state, jax.random.key(3))
+        self.score = jax.jit(lambda batch: self.model.apply(self.params, self.state, batch)[0])
+
+    def gradient(self, batch: Batch):
+        """Loss and gradient of the mean loss in training mode, with the new state."""
+
+        @jax.jit
+        def differentiate(params):
+            def loss(params):
+                output, state = self.model.apply(params, self.state, batch, TRAIN)
+                losses = binary_cross_entropy(output.logits, jnp.asarray(batch.label))
+                return jnp.where(batch.mask, losses, 0.0).sum() / batch.mask.sum(), state
+
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
+        (value, state), gradient = differentiate(self.params)
+        return value, gradient, state
+
+
+case = cache(Case)
+
+
+@each
+def test_one_finite_logit_a_row_and_jit_changes_nothing(name):
+    model, batch = case(name), make_batch()
+    jitted = model.score(batch)
+    plain, _ = model.model.apply(model.params, model.state, batch, EVALUATION)
+    assert jitted.logits.shape == (ROWS,)
+    assert jnp.isfinite(jitted.logits).all()
+    np.testing.assert_allclose(jitted.logits, plain.logits, rtol=0, atol=2e-6)
+    assert np.ptp(jitted.logits) > 1e-3
+
+
+@each
+def test_every_parameter_gets_a_finite_gradient(name):
+    _, gradient, _ = case(name).gradient(make_batch(real=ROWS))
+    for path, leaf in named_leaves(gradient).items():
+        assert jnp.isfinite(leaf).all(), path
+        assert jnp.abs(leaf).max() > 0, f"{path} gets no gradient"
+
+
+@each
+def test_in_evaluation_a_row_does_not_depend_on_its_neighbours(name):
+    model, batch = case(name), make_batch()
+    together = np.asarray(model.score(batch).logits)
+    order = np.random.default_rng(1).permutation(ROWS)
+    shuffled = model.score(jax.tree.map(lambda column: column[order], batch)).logits
+    np.testing.assert_allclose(shuffled, together[order], rtol=0, atol=2e-6)
+    alone = model.score(jax.tree.map(lambda column: column[3:4], batch)).logits
+    np.testing.assert_allclose(alone, together[3:4], rtol=0, atol=2e-6)
+
+
+@each
+def test_padded_rows_change_nothing(name):
+    model, batch, noise = case(name), make_batch(), make_batch(seed=5)
+    filled = jax.tree.map(
+        lambda real, other: np.concatenate([real[:REAL], other[REAL:]]), batch, noise
+    )._replace(mask=batch.mask)
+    for ours, theirs in zip(
+        jax.tree.leaves(model.gradient(batch)), jax.tree.leaves(model.gradient(filled)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@each
+def test_a_scenario_missing_from_the_batch_is_left_alone(name):
+    model, batch = case(name), make_batch(real=ROWS)
+    present = batch._replace(scenario=(batch.scenario % 2).astype(np.int32))
+    value, gradient, state = model.gradient(present)
+    assert jnp.isfinite(value)
+    for path, leaf in named_leaves(gradient).items():
+        assert jnp.isfinite(leaf).all(), path
+    for path, leaf in named_leaves(state).items():
+        assert jnp.isfinite(leaf).all(), path
+
+
+@each
+def test_one_scenario_and_one_row_work(name):
+    model = Case(name, ONE_SCENARIO)
+    value, gradient, _ = model.gradient(make_batch(ONE_SCENARIO, rows=1, real=1))
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def after_two_steps(name: str, devices: int):
+    """A trainer on some devices, and its state after two steps."""
+    mesh = make_mesh(jax.devices()[:devices])
+    trainer = build_trainer(SCHEMA, SENSIBLE[name], 4, mesh)
+    state = trainer.init()
+    for seed in range(2):
+        state, info = trainer.train_step(state, place_batch(mesh, make_batch(seed=seed)))
+    return trainer, state, info
+
+
+@each
+def test_eight_devices_equal_one_and_a_checkpoint_is_exact(name, tmp_path):
+    _, one, info_one = after_two_steps(name, 1)
+    trainer, eight, info_eight = after_two_steps(name, 8)
+    assert trainer.train_step._cache_size() == 1
+    assert float(info_eight.loss) == pytest.approx(float(info_one.loss), abs=2e-6)
+    moments = jax.device_get((one.optimizer_state[0].mu, eight.optimizer_state[0].mu))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(moments[0]))
+    for ours, theirs in zip(*map(jax.tree.leaves, moments), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(2, eight, {})
+    restored = checkpoints.restore(trainer.abstract).state
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(eight))
+
+
+def test_an_unknown_scenario_is_refused():
+    batch = make_batch()
+    batch.scenario[4] = 3
+    with pytest.raises(DataError, match="scenario 3 in row 4 of the batch is unknown; the schema"):
+        SCHEMA.check(batch.ids, batch.scenario)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_makes_no_sense_is_refused_with_a_reason(backbone):
+    for head, parts in itertools.product(("own", "d3", "m2m_wg", "pepnet_wg"), ("d1", "d2", "d3")):
+        config = config_of(backbone, head, parts)
+        reason = refusal(SCHEMA, config)
+        if reason is None:
+            build_model(SCHEMA, config)
+            continue
+        assert "use --" in reason
+        with pytest.raises(ConfigError) as error:
+            build_model(SCHEMA, config)
+        assert str(error.value) == reason
