@@ -12,10 +12,37 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from d3jax.checks import one_of, widths, within
 from d3jax.errors import ConfigError
-from d3jax.options import ADIOptions, M2MOptions, MMoEOptions, SARNetOptions, STAROptions
+from d3jax.options import (
+    AdaptDHMOptions,
+    AdaSparseOptions,
+    ADIOptions,
+    HAMUROptions,
+    M2MOptions,
+    M3oEOptions,
+    MMoEOptions,
+    PEPNetOptions,
+    PLEOptions,
+    SARNetOptions,
+    STAROptions,
+)
 
-BackboneName = Literal["plain", "shared_bottom", "mmoe", "m2m", "adi", "star", "sar_net"]
+BackboneName = Literal[
+    "plain",
+    "shared_bottom",
+    "mmoe",
+    "m2m",
+    "adi",
+    "star",
+    "sar_net",
+    "ple",
+    "pepnet",
+    "adasparse",
+    "hamur",
+    "m3oe",
+    "adaptdhm",
+]
 HeadName = Literal["own", "d3", "m2m_wg", "pepnet_wg"]
 Part = Literal["d1", "d2", "d3"]
 D3Form = Literal["text", "official"]
@@ -29,25 +56,6 @@ BalanceEntropy = Literal["rows", "mean_row", "naive"]
 AdapterName = Literal["none", "dwa", "dtp", "gradnorm", "uncertainty"]
 Aggregation = Literal["row", "scenario_sum"]
 Monitor = Literal["logloss", "auc"]
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    """Raises `ConfigError` unless low <= value <= high (a NaN never is)."""
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}; it must be between {low:g} and {high:g}")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises `ConfigError` unless `value` is one of the choices."""
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
-def _widths(name: str, widths: tuple[int, ...]) -> None:
-    """Raises `ConfigError` unless every layer width is positive."""
-    for width in widths:
-        if width < 1:
-            raise ConfigError(f"{name} holds {width}; each width must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -72,14 +80,14 @@ class ModelConfig:
     """Hidden widths of each scenario's tower."""
 
     def __post_init__(self) -> None:
-        _one_of("backbone", self.backbone, get_args(BackboneName))
-        _one_of("head", self.head, get_args(HeadName))
-        _one_of("embedding_init", self.embedding_init, get_args(EmbeddingInit))
-        _within("embedding_dim", self.embedding_dim, 1, 4096)
-        _within("embedding_scale", self.embedding_scale, 1e-8, 10)
-        _within("embedding_dropout", self.embedding_dropout, 0, 0.99)
-        _widths("bottom_layers", self.bottom_layers)
-        _widths("tower_layers", self.tower_layers)
+        one_of("backbone", self.backbone, get_args(BackboneName))
+        one_of("head", self.head, get_args(HeadName))
+        one_of("embedding_init", self.embedding_init, get_args(EmbeddingInit))
+        within("embedding_dim", self.embedding_dim, 1, 4096)
+        within("embedding_scale", self.embedding_scale, 1e-8, 10)
+        within("embedding_dropout", self.embedding_dropout, 0, 0.99)
+        widths("bottom_layers", self.bottom_layers)
+        widths("tower_layers", self.tower_layers)
         if not self.bottom_layers:
             raise ConfigError("bottom_layers is empty; the shared bottom needs at least one layer")
 
@@ -120,17 +128,17 @@ class D3Config:
     """Stop the gradient from the generator into attention and embeddings."""
 
     def __post_init__(self) -> None:
-        _one_of("parts", self.parts, get_args(Part))
-        _one_of("form", self.form, get_args(D3Form))
-        _one_of("attention_value", self.attention_value, get_args(ValueForm))
-        _one_of("gate_input", self.gate_input, get_args(GateInput))
-        _one_of("kernel_fusion", self.kernel_fusion, get_args(KernelFusion))
-        _one_of("bias_fusion", self.bias_fusion, get_args(BiasFusion))
-        _within("field_hidden", self.field_hidden, 1, 65536)
-        _within("generator_rank", self.generator_rank, 0, 65536)
-        _within("width", self.width, 0, 65536)
-        _widths("head_layers", self.head_layers)
-        _widths("gate_layers", self.gate_layers)
+        one_of("parts", self.parts, get_args(Part))
+        one_of("form", self.form, get_args(D3Form))
+        one_of("attention_value", self.attention_value, get_args(ValueForm))
+        one_of("gate_input", self.gate_input, get_args(GateInput))
+        one_of("kernel_fusion", self.kernel_fusion, get_args(KernelFusion))
+        one_of("bias_fusion", self.bias_fusion, get_args(BiasFusion))
+        within("field_hidden", self.field_hidden, 1, 65536)
+        within("generator_rank", self.generator_rank, 0, 65536)
+        within("width", self.width, 0, 65536)
+        widths("head_layers", self.head_layers)
+        widths("gate_layers", self.gate_layers)
 
     @property
     def outputs(self) -> int:
@@ -166,19 +174,19 @@ class BalanceConfig:
     """Divide the loss by the sum of the weights instead of the number of rows."""
 
     def __post_init__(self) -> None:
-        _one_of("entropy", self.entropy, get_args(BalanceEntropy))
-        _within("start_ratio", self.start_ratio, 0, 1)
+        one_of("entropy", self.entropy, get_args(BalanceEntropy))
+        within("start_ratio", self.start_ratio, 0, 1)
         for name in ("complexity", "specificity"):
             shift, scale = self._weights(name)
-            _within(f"{name}_shift", shift, 0, 100)
-            _within(f"{name}_scale", scale, 0, 100)
+            within(f"{name}_shift", shift, 0, 100)
+            within(f"{name}_scale", scale, 0, 100)
             if shift == scale == 0:
                 raise ConfigError(
                     f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
                     "set one of them above 0"
                 )
-        _within("lower", self.lower, 0, self.upper)
-        _within("minimum_std", self.minimum_std, 0, math.inf)
+        within("lower", self.lower, 0, self.upper)
+        within("minimum_std", self.minimum_std, 0, math.inf)
 
     def _weights(self, name: str) -> tuple[float, float]:
         if name == "complexity":
@@ -212,14 +220,14 @@ class AdapterConfig:
     """Kernel whose gradients gradnorm compares, such as bottom.1.kernel; empty: the last shared."""
 
     def __post_init__(self) -> None:
-        _one_of("adapter", self.adapter, get_args(AdapterName))
-        _one_of("aggregation", self.aggregation, get_args(Aggregation))
-        _within("period_steps", self.period_steps, 0, 2**31 - 1)
-        _within("temperature", self.temperature, 1e-3, 1e6)
-        _within("kpi_smoothing", self.kpi_smoothing, 0, 1)
-        _within("scenario_focus", self.scenario_focus, 0, 100)
-        _within("row_focus", self.row_focus, 0, 100)
-        _within("asymmetry", self.asymmetry, 0, 100)
+        one_of("adapter", self.adapter, get_args(AdapterName))
+        one_of("aggregation", self.aggregation, get_args(Aggregation))
+        within("period_steps", self.period_steps, 0, 2**31 - 1)
+        within("temperature", self.temperature, 1e-3, 1e6)
+        within("kpi_smoothing", self.kpi_smoothing, 0, 1)
+        within("scenario_focus", self.scenario_focus, 0, 100)
+        within("row_focus", self.row_focus, 0, 100)
+        within("asymmetry", self.asymmetry, 0, 100)
         if self.adapter == "gradnorm" and self.aggregation == "row":
             raise ConfigError(
                 "gradnorm weighs each scenario's mean loss, which aggregation row doesn't have; "
@@ -245,12 +253,12 @@ class OptimizerConfig:
     """Added to the denominator."""
 
     def __post_init__(self) -> None:
-        _within("learning_rate", self.learning_rate, 1e-12, 10)
-        _within("weight_decay", self.weight_decay, 0, 1000)
-        _within("embedding_decay", self.embedding_decay, 0, 1000)
-        _within("b1", self.b1, 0, 0.999999)
-        _within("b2", self.b2, 0, 0.9999999)
-        _within("epsilon", self.epsilon, 1e-30, 1)
+        within("learning_rate", self.learning_rate, 1e-12, 10)
+        within("weight_decay", self.weight_decay, 0, 1000)
+        within("embedding_decay", self.embedding_decay, 0, 1000)
+        within("b1", self.b1, 0, 0.999999)
+        within("b2", self.b2, 0, 0.9999999)
+        within("epsilon", self.epsilon, 1e-30, 1)
 
 
 @dataclass(frozen=True)
@@ -277,15 +285,15 @@ class TrainConfig:
     """Processes that read batches; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
-        _one_of("monitor", self.monitor, get_args(Monitor))
-        _within("seed", self.seed, 0, 2**31 - 1)
-        _within("batch_size", self.batch_size, 1, 2**24)
-        _within("epochs", self.epochs, 1, 100000)
-        _within("evaluate_every", self.evaluate_every, 1e-3, 100000)
-        _within("patience", self.patience, 0, 100000)
-        _within("checkpoint_every", self.checkpoint_every, 1, 2**31)
-        _within("log_every", self.log_every, 1, 2**31)
-        _within("workers", self.workers, 0, 256)
+        one_of("monitor", self.monitor, get_args(Monitor))
+        within("seed", self.seed, 0, 2**31 - 1)
+        within("batch_size", self.batch_size, 1, 2**24)
+        within("epochs", self.epochs, 1, 100000)
+        within("evaluate_every", self.evaluate_every, 1e-3, 100000)
+        within("patience", self.patience, 0, 100000)
+        within("checkpoint_every", self.checkpoint_every, 1, 2**31)
+        within("log_every", self.log_every, 1, 2**31)
+        within("workers", self.workers, 0, 256)
 
 
 @dataclass(frozen=True)
@@ -302,6 +310,12 @@ class Config:
     adi: ADIOptions = field(default_factory=ADIOptions)
     star: STAROptions = field(default_factory=STAROptions)
     sar_net: SARNetOptions = field(default_factory=SARNetOptions)
+    ple: PLEOptions = field(default_factory=PLEOptions)
+    pepnet: PEPNetOptions = field(default_factory=PEPNetOptions)
+    adasparse: AdaSparseOptions = field(default_factory=AdaSparseOptions)
+    hamur: HAMUROptions = field(default_factory=HAMUROptions)
+    m3oe: M3oEOptions = field(default_factory=M3oEOptions)
+    adaptdhm: AdaptDHMOptions = field(default_factory=AdaptDHMOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,21 @@ The defaults are the original papers'; what a field changes is said beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from d3jax.checks import one_of, widths, within
+
+D3Place = Literal["site", "head"]
+Excitation = Literal["linear", "sigmoid", "2sigmoid"]
+NormPlace = Literal["input", "per_layer"]
+Mixture = Literal["softmax", "ratio"]
+Forward = Literal["own", "star"]
+Reads = Literal["adapted", "raw"]
+ScenarioInit = Literal["ones", "glorot"]
+GateDepth = Literal["all", "first"]
+Expert = Literal["relu", "bn_linear"]
+GatePlace = Literal["group", "transform"]
+Pruning = Literal["fusion", "scaling", "binary"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,10 @@ class MMoEOptions:
     one_gate: bool = False
     """One gate for all scenarios instead of one each."""
 
+    def __post_init__(self) -> None:
+        within("mmoe.experts", self.experts, 1, 4096)
+        widths("mmoe.layers", self.layers, empty=False)
+
 
 @dataclass(frozen=True)
 class M2MOptions:
@@ -32,39 +50,59 @@ class M2MOptions:
     knowledge: int = 16
     """Width of the scenario knowledge that weights are generated from."""
     meta_layers: int = 1
-    """Generated layers in each meta unit."""
+    """Generated layers in each meta unit, at least 1."""
     tower_blocks: int = 1
     """Residual blocks in the meta tower."""
     layers: tuple[int, ...] = (64, 32)
     """Dense layers between the meta tower and the logit."""
     inner_activation: bool = False
     """Apply the activation inside the tower's meta unit as well."""
-    d3_place: Literal["site", "head"] = "site"
+    d3_place: D3Place = "site"
     """D3 generates each meta unit (site), or stands after a plain attention as the head."""
+
+    def __post_init__(self) -> None:
+        within("m2m.experts", self.experts, 1, 4096)
+        within("m2m.width", self.width, 1, 4096)
+        within("m2m.knowledge", self.knowledge, 1, 4096)
+        within("m2m.meta_layers", self.meta_layers, 1, 4096)
+        within("m2m.tower_blocks", self.tower_blocks, 1, 4096)
+        widths("m2m.layers", self.layers)
+        one_of("m2m.d3_place", self.d3_place, get_args(D3Place))
 
 
 @dataclass(frozen=True)
 class ADIOptions:
     """ADI, the adaptive domain interest network."""
 
-    excitation: Literal["linear", "sigmoid", "2sigmoid"] = "linear"
+    excitation: Excitation = "linear"
     """What the interest adaptation's weights pass through."""
-    norm: Literal["input", "per_layer"] = "input"
+    norm: NormPlace = "input"
     """Where scenarios are normalised on their own: the input, or also after each dense layer."""
     layers: tuple[int, ...] = (64, 32)
     """Widths of the shared and the scenario's own network."""
     shared_networks: int = 1
     """Number of shared networks."""
-    mixture: Literal["softmax", "ratio"] = "softmax"
+    mixture: Mixture = "softmax"
     """How shared networks are weighed; a ratio of affine functions can blow up."""
     forward_width: int = 32
     """Width of the scenario's forward network."""
-    forward: Literal["own", "star"] = "own"
+    forward: Forward = "own"
     """The forward network's weights: the scenario's, or times shared ones as in STAR."""
     head_layers: tuple[int, ...] = (64, 16)
     """Dense layers between the forward network and the logit."""
-    d3_reads: Literal["adapted", "raw"] = "adapted"
-    """What D3 selects features from: adapted embeddings, or those before adaptation."""
+    d3_reads: Reads = "adapted"
+    """What D3 selects features from: adapted embeddings, or embeddings as they were looked up."""
+
+    def __post_init__(self) -> None:
+        one_of("adi.excitation", self.excitation, get_args(Excitation))
+        one_of("adi.norm", self.norm, get_args(NormPlace))
+        widths("adi.layers", self.layers, empty=False)
+        within("adi.shared_networks", self.shared_networks, 1, 4096)
+        one_of("adi.mixture", self.mixture, get_args(Mixture))
+        within("adi.forward_width", self.forward_width, 1, 4096)
+        one_of("adi.forward", self.forward, get_args(Forward))
+        widths("adi.head_layers", self.head_layers)
+        one_of("adi.d3_reads", self.d3_reads, get_args(Reads))
 
 
 @dataclass(frozen=True)
@@ -75,14 +113,21 @@ class STAROptions:
     """Hidden widths of the star-shaped network."""
     auxiliary: tuple[int, ...] = (32,)
     """Hidden widths of the auxiliary network."""
-    scenario_init: Literal["ones", "glorot"] = "ones"
+    scenario_init: ScenarioInit = "ones"
     """How scenario weights start: near 1, so the product starts as the shared weights, or drawn."""
     gate_bias: bool = False
     """With D3, the biases are gated as well: g0 of the scenario's plus g1 of the shared one."""
-    gate_depth: Literal["all", "first"] = "all"
+    gate_depth: GateDepth = "all"
     """With D3, the layers that the gate acts on."""
     gate_scale: float = 1.0
     """With D3, a factor on the gated product; 4 makes an even gate neutral."""
+
+    def __post_init__(self) -> None:
+        widths("star.layers", self.layers, empty=False)
+        widths("star.auxiliary", self.auxiliary)
+        one_of("star.scenario_init", self.scenario_init, get_args(ScenarioInit))
+        one_of("star.gate_depth", self.gate_depth, get_args(GateDepth))
+        within("star.gate_scale", self.gate_scale, 0, 1000)
 
 
 @dataclass(frozen=True)
@@ -95,15 +140,23 @@ class SARNetOptions:
     """Experts of each scenario."""
     width: int = 16
     """Output width of an expert."""
-    expert: Literal["relu", "bn_linear"] = "relu"
+    expert: Expert = "relu"
     """An expert is dense and rectifier, or batch norm (one for each group) and dense."""
     scenario_gate: bool = False
     """A mixture gate per scenario instead of one for all."""
     layers: tuple[int, ...] = (32, 32)
     """Dense layers between the mixture and the logit."""
-    d3_place: Literal["group", "transform"] = "group"
+    d3_place: GatePlace = "group"
     """With D3, the gate weighs own against shared experts (group), or the two kernels of a
     star-shaped scenario transform (Eq. 13), which then replaces the plain one."""
+
+    def __post_init__(self) -> None:
+        within("sar_net.shared_experts", self.shared_experts, 1, 4096)
+        within("sar_net.own_experts", self.own_experts, 1, 4096)
+        within("sar_net.width", self.width, 1, 4096)
+        one_of("sar_net.expert", self.expert, get_args(Expert))
+        widths("sar_net.layers", self.layers)
+        one_of("sar_net.d3_place", self.d3_place, get_args(GatePlace))
 
 
 @dataclass(frozen=True)
@@ -119,6 +172,12 @@ class PLEOptions:
     layers: tuple[int, ...] = (64,)
     """Widths of an expert."""
 
+    def __post_init__(self) -> None:
+        within("ple.levels", self.levels, 1, 4096)
+        within("ple.own_experts", self.own_experts, 1, 4096)
+        within("ple.shared_experts", self.shared_experts, 1, 4096)
+        widths("ple.layers", self.layers, empty=False)
+
 
 @dataclass(frozen=True)
 class AdaSparseOptions:
@@ -126,7 +185,7 @@ class AdaSparseOptions:
 
     layers: tuple[int, ...] = (128, 64)
     """Widths of the network whose neurons are pruned."""
-    form: Literal["fusion", "scaling", "binary"] = "fusion"
+    form: Pruning = "fusion"
     """A neuron is scaled, kept or dropped (binary), or scaled and dropped when small (fusion)."""
     scale: float = 2.0
     """Beta, the greatest weight of a neuron; 2 makes an undecided pruner neutral."""
@@ -138,6 +197,15 @@ class AdaSparseOptions:
     """What each training step adds to the steepness."""
     sharpest: float = 5.0
     """Where the steepness stops growing."""
+
+    def __post_init__(self) -> None:
+        widths("adasparse.layers", self.layers, empty=False)
+        one_of("adasparse.form", self.form, get_args(Pruning))
+        within("adasparse.scale", self.scale, 0, 1000)
+        within("adasparse.threshold", self.threshold, 0, 1000)
+        within("adasparse.sharpness", self.sharpness, 0, 1000)
+        within("adasparse.growth", self.growth, 0, 1000)
+        within("adasparse.sharpest", self.sharpest, 0, 1000)
 
 
 @dataclass(frozen=True)
@@ -157,6 +225,13 @@ class HAMUROptions:
     shared_factors: bool = False
     """One pair of low-rank factors for all scenarios, as in the authors' code."""
 
+    def __post_init__(self) -> None:
+        widths("hamur.layers", self.layers, empty=False)
+        within("hamur.adapters", self.adapters, 0, 4096)
+        within("hamur.adapter_width", self.adapter_width, 1, 4096)
+        within("hamur.rank", self.rank, 1, 4096)
+        widths("hamur.hyper_layers", self.hyper_layers)
+
 
 @dataclass(frozen=True)
 class M3oEOptions:
@@ -170,6 +245,12 @@ class M3oEOptions:
     """Experts that all scenarios share."""
     layers: tuple[int, ...] = (64,)
     """Widths of an expert."""
+
+    def __post_init__(self) -> None:
+        within("m3oe.star_width", self.star_width, 1, 4096)
+        within("m3oe.width", self.width, 1, 4096)
+        within("m3oe.experts", self.experts, 1, 4096)
+        widths("m3oe.layers", self.layers, empty=False)
 
 
 @dataclass(frozen=True)
@@ -186,3 +267,23 @@ class AdaptDHMOptions:
     """Beta, the share of a centre that a move keeps."""
     sharpness: float = 10.0
     """Factor on the cosines before the softmax; at 1 the centres drift into one."""
+
+    def __post_init__(self) -> None:
+        within("adaptdhm.clusters", self.clusters, 1, 4096)
+        widths("adaptdhm.layers", self.layers, empty=False)
+        within("adaptdhm.rounds", self.rounds, 1, 4096)
+        within("adaptdhm.decay", self.decay, 0, 1000)
+        within("adaptdhm.sharpness", self.sharpness, 0, 1000)
+
+
+@dataclass(frozen=True)
+class PEPNetOptions:
+    """PEPNet."""
+
+    layers: tuple[int, ...] = (128, 64)
+    """Widths of the layers that user and item gate."""
+    epnet_only: bool = False
+    """Gate the embeddings alone, by the scenario; user and item then gate nothing."""
+
+    def __post_init__(self) -> None:
+        widths("pepnet.layers", self.layers, empty=False)

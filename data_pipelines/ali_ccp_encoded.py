@@ -104,8 +104,8 @@ def _line_number(path: Path, name: str, value: str) -> int:
 
 
 def _labelled(rows: ibis.Table) -> ibis.Table:
-    """The id 0 of a rare value becomes NULL: prepared data have that id for whatever is unknown."""
-    ids = [rows[name].cast("int64").cast("string").nullif("0").name(name) for name in FIELD_NAMES]
+    """Fields as plain numbers, for `prepare` to keep: 0 is unknown there too."""
+    ids = [rows[name].cast("int64").cast("string").name(name) for name in FIELD_NAMES]
     return rows.select(
         "split",
         *ids,

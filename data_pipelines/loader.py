@@ -83,7 +83,7 @@ def window_index(
     if whole.any():
         block[whole] = shuffle_index(block[whole], size // block_rows, (*seed, 1))
     start = shuffle_index(np.zeros(1), size, seed)
-    return block * block_rows + row
+    return (start + block * block_rows + row) % size
 
 
 def _mix(value: np.ndarray, key: np.uint32) -> np.ndarray:

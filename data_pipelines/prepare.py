@@ -67,9 +67,9 @@ def prepare(
 ) -> Prepared:
     """Splits and encodes the rows of `source` into the prepared directory `out`.
 
-    A row's split is a function of the seed and its key alone, and vocabularies see train only.
-    Raises `DataError` when `out` exists and `overwrite` is false, a label is not 0 or 1, a split
-    is empty or a scenario has no row in train.
+    A row's split is a function of the seed and its key alone where the source doesn't say it, and
+    vocabularies see train only. Raises `DataError` when `out` exists and `overwrite` is false, a
+    label is not 0 or 1, a split is unknown or empty or a scenario has no row in train.
     """
     steps = _steps(source, progress)
     with (

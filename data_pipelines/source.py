@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class FieldSource:
     """One field of the rows; multi-valued when `separator` is set, in at most `max_slots` slots.
 
-    With `encoded` its values are ids already, from 1 and without a gap: they stay as they are.
+    With `encoded` its values are ids already, from 1 on and 0 for unknown: they stay as they are.
     """
 
     name: str

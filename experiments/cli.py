@@ -26,7 +26,19 @@ from d3jax.config import (
     TrainConfig,
 )
 from d3jax.errors import ConfigError, D3jaxError, Preempted
-from d3jax.options import ADIOptions, M2MOptions, MMoEOptions, SARNetOptions, STAROptions
+from d3jax.options import (
+    AdaptDHMOptions,
+    AdaSparseOptions,
+    ADIOptions,
+    HAMUROptions,
+    M2MOptions,
+    M3oEOptions,
+    MMoEOptions,
+    PEPNetOptions,
+    PLEOptions,
+    SARNetOptions,
+    STAROptions,
+)
 from data_pipelines.source import PrepareConfig
 from experiments.presets import PRESETS
 
@@ -76,6 +88,12 @@ class Train:
     adi: ADIOptions
     star: STAROptions
     sar_net: SARNetOptions
+    ple: PLEOptions
+    pepnet: PEPNetOptions
+    adasparse: AdaSparseOptions
+    hamur: HAMUROptions
+    m3oe: M3oEOptions
+    adaptdhm: AdaptDHMOptions
     prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
     """A prepared directory."""
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME")] = None

@@ -60,12 +60,18 @@ class Checkpoints:
                 f"can't write checkpoints to {directory} ({error.strerror}); choose another "
                 "run directory or make this one writable"
             ) from error
-        self._orbax = ocp.training.Checkpointer(
-            directory.resolve(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=KeepLatestAndBest(keep),
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                directory.resolve(),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=KeepLatestAndBest(keep),
+                cleanup_tmp_directories=True,
+            )
+        except ValueError as error:  # a checkpoint's metrics are not the JSON they were
+            raise CheckpointError(
+                f"the checkpoints in {directory} can't be listed, for the metrics of one are "
+                f"damaged ({error}); delete the folder of that step, likely the newest"
+            ) from error
 
     def steps(self) -> list[int]:
         """The steps that are on disk, oldest first."""
@@ -94,7 +100,7 @@ class Checkpoints:
         """
         self.wait()
         step = self._existing(step)
-        metadata = self._orbax.metadata(step).custom_metadata
+        metadata = self._metadata(step)
         if not isinstance(metadata, dict) or "identity" not in metadata:
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} was not written by d3jax; "
@@ -105,11 +111,7 @@ class Checkpoints:
         try:
             loaded = self._orbax.load_checkpointables(step, {"state": target})["state"]
         except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise CheckpointError(
-                f"checkpoint {step} in {self._directory} can't be read "
-                f"({error.__cause__ or error}); delete the folder {step} to go on from an "
-                "older one"
-            ) from error
+            raise self._unreadable(step, error) from error
         leaves = [loaded[name] for name in target]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Restored(step, state, metadata["progress"])
@@ -135,6 +137,18 @@ class Checkpoints:
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise CheckpointError(f"no {wanted} in {self._directory}; it holds {steps or 'none'}")
         return steps[-1] if step is None else step
+
+    def _metadata(self, step: int) -> Any:
+        try:
+            return self._orbax.metadata(step).custom_metadata
+        except Exception as error:  # as many kinds as for the arrays
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {step} in {self._directory} can't be read "
+            f"({error.__cause__ or error}); delete the folder {step} to go on from an older one"
+        )
 
     def _check_identity(self, step: int, theirs: dict[str, Any]) -> None:
         if changed := differences(theirs, self._identity):

@@ -60,6 +60,12 @@ def drop_from_cache(directory: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def read_from_disk() -> float:
+    """MB that this process, without its reader processes, has had read from disk (Linux only)."""
+    counters = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in counters if line.startswith("read_bytes"))) / 1e6
+
+
 def private_memory() -> float:
     """MB of this process that are its own, without the pages of mapped files (Linux only)."""
     status = Path("/proc/self/status").read_text()
@@ -69,12 +75,12 @@ def private_memory() -> float:
 
 def measure(
     directory: Path, bench: LoaderBench, workers: int, window_rows: int | None
-) -> tuple[float, float]:
-    """(rows a second after the first batch, growth of private memory in MB)."""
+) -> tuple[float, float, float]:
+    """(rows a second after the first batch, growth of private memory in MB, MB read from disk)."""
     if bench.cold:
         drop_from_cache(directory)
     rows = Rows(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in Rows._fields))
-    before = private_memory()
+    memory, disk = private_memory(), read_from_disk()
     batches = training_batches(
         rows,
         batch_size=bench.batch_size,
@@ -87,21 +93,24 @@ def measure(
     next(batches)
     start = time.perf_counter()
     count = sum(int(batch.mask.sum()) for batch in batches)
-    return count / (time.perf_counter() - start), private_memory() - before
+    speed = count / (time.perf_counter() - start)
+    return speed, private_memory() - memory, read_from_disk() - disk
 
 
 def main(bench: LoaderBench) -> None:
     """Prints a line for each shuffle and number of reader processes."""
-    table = Table("shuffle", "workers", "rows/s", "memory growth, MB")
+    table = Table("shuffle", "workers", "rows/s", "memory growth, MB", "read, MB")
     windows = dict.fromkeys((None, bench.window_rows))
     with tempfile.TemporaryDirectory(dir=bench.directory) as folder:
         directory = Path(folder)
         write_columns(bench, directory)
         for window in windows:
             for workers in (0, 2):
-                speed, growth = measure(directory, bench, workers, window)
+                speed, growth, disk = measure(directory, bench, workers, window)
                 name = "all rows" if window is None else f"{window:,} rows"
-                table.add_row(name, str(workers), f"{speed:,.0f}", f"{growth:.1f}")
+                # What reader processes read is not counted in this one.
+                read = "" if workers else f"{disk:,.0f}"
+                table.add_row(name, str(workers), f"{speed:,.0f}", f"{growth:.1f}", read)
     Console().print(table)
 
 

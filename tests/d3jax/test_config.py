@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from d3jax.checks import one_of
 from d3jax.config import (
     BalanceConfig,
     Config,
@@ -14,7 +15,6 @@ from d3jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
-    _one_of,
     differences,
 )
 from d3jax.errors import ConfigError
@@ -109,4 +109,4 @@ def test_differences_name_the_leaf_and_both_values() -> None:
 
 def test_an_unknown_choice_is_listed() -> None:
     with pytest.raises(ConfigError, match="parts is 'd4'; it must be one of d1, d2, d3"):
-        _one_of("parts", "d4", ("d1", "d2", "d3"))
+        one_of("parts", "d4", ("d1", "d2", "d3"))

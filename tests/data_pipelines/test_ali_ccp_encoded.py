@@ -112,6 +112,14 @@ def test_published_sample(tmp_path: Path) -> None:
     assert prepared.provenance["dropped"] == {"purchase without a click": 0}
 
 
+def test_leading_zeros_are_no_other_id(tmp_path: Path, rows: dict[str, list[Row]]) -> None:
+    expected_rows = {split: [dict(row) for row in part] for split, part in rows.items()}
+    for row in rows["train"]:
+        row["205"] = f"00{row['205']}"
+    source = ali_ccp_encoded(CONNECTION, write(tmp_path / "raw", rows))
+    assert_kept(prepare(source, tmp_path / "out", PrepareConfig()), expected_rows)
+
+
 def test_purchases_without_a_click_are_dropped(tmp_path: Path, rows: dict[str, list[Row]]) -> None:
     lines = rows["train"]
     lines[0] |= {"click": "0", "purchase": "1"}

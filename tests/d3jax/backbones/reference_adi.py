@@ -58,9 +58,7 @@ class Interest(NamedTuple):
 Moments = tuple[Array, Array]
 
 
-def normed(
-    p: Norm, h: Array, scenario: Array, mask: Array, train: bool
-) -> tuple[Array, Moments]:
+def normed(p: Norm, h: Array, scenario: Array, mask: Array, train: bool) -> tuple[Array, Moments]:
     """Rows by their own scenario's moments, and the running moments afterwards."""
     mean, var = p.mean, p.var
     if train:

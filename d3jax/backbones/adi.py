@@ -1,0 +1,208 @@
+"""ADI (Jiang et al., CIKM 2022): scenarios normalised on their own, interests adapted by scenario.
+
+The paper's is a retrieval model; here one tower over all fields gives the logit. Its self training
+on confident rows is left out, as the D3 paper doesn't describe it for its baseline.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
+from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.layers import (
+    BatchNorm,
+    Dense,
+    Moments,
+    declare_batch_norm,
+    declare_dense,
+    declare_mlp,
+    dense,
+    mlp,
+    scenario_batch_norm,
+    select,
+    stacked_dense,
+)
+from d3jax.meta import declare_scenarios
+from d3jax.options import ADIOptions
+from d3jax.parameters import Tree, declare_array, glorot, ones
+
+
+class ADIParams(NamedTuple):
+    """Per-scenario normalisation and interest adaptation, and the head."""
+
+    norm: BatchNorm
+    squeeze: Dense
+    excite: Dense
+    head: Tree
+
+
+class ADIState(NamedTuple):
+    """Each scenario's running moments, and the head's state."""
+
+    norm: Moments
+    head: Tree
+
+
+class InterestParams(NamedTuple):
+    """ADI's own networks; `mixture` only with several shared ones, `norms` only per layer."""
+
+    scenario: Float[Array, "S D"]
+    shared: tuple[Dense, ...]
+    own: tuple[Dense, ...]
+    mixture: Dense | None
+    own_scale: Float[Array, "S D"]
+    shared_scale: Float[Array, "S D"]
+    forward: Dense | StarDense
+    tail: tuple[Dense, ...]
+    norms: tuple[tuple[BatchNorm, BatchNorm], ...]
+
+
+def adi(head: Head, options: ADIOptions) -> Backbone:
+    """The head reads the adapted embeddings, side by side and (D3) as fields."""
+
+    def declare(sizes: Sizes) -> Declared:
+        declared = head.declare(sizes, sizes.flat)
+        norm = declare_batch_norm(sizes.num_scenarios, sizes.flat)
+        fields, stack = sizes.num_fields, (sizes.num_scenarios,)
+        squeezed = max(4, -(-fields // 2))
+        params = ADIParams(
+            norm=norm.params,
+            squeeze=declare_dense(fields, squeezed, stack=stack),
+            excite=declare_dense(squeezed, fields, stack=stack, bias=ones),
+            head=declared.params,
+        )
+        return Declared(params, ADIState(norm.state, declared.state))
+
+    def apply(
+        params: ADIParams, state: ADIState, inputs: Inputs, mode: Mode
+    ) -> tuple[Output, ADIState]:
+        flat, moments = scenario_batch_norm(
+            params.norm, state.norm, inputs.flat, inputs.scenario, inputs.mask, mode
+        )
+        adapted = adapt_interests(params, inputs._replace(x=flat.reshape(inputs.x.shape)), options)
+        read = inputs if options.d3_reads == "raw" else adapted
+        output, head_state = head.apply(params.head, state.head, adapted.flat, read, mode)
+        return output, ADIState(moments, head_state)
+
+    return Backbone(declare, apply)
+
+
+def adapt_interests(params: ADIParams, inputs: Inputs, options: ADIOptions) -> Inputs:
+    """Each field scaled by what its scenario's squeeze-and-excitation makes of all fields."""
+    hidden = jax.nn.relu(stacked_dense(params.squeeze, inputs.x.mean(-1)))
+    scale = select(stacked_dense(params.excite, hidden), inputs.scenario)
+    if options.excitation != "linear":
+        scale = jax.nn.sigmoid(scale) * (2.0 if options.excitation == "2sigmoid" else 1.0)
+    return inputs._replace(x=scale[..., None] * inputs.x)
+
+
+def interest_networks(options: ADIOptions) -> Head:
+    """Shared and scenario-own networks, their fusion, and the scenario's forward network."""
+    per_layer = options.norm == "per_layer"
+
+    def declare(sizes: Sizes, inputs: int) -> Declared:
+        scenarios, last = sizes.num_scenarios, options.layers[-1]
+        scale = declare_array((scenarios, sizes.embedding_dim), glorot(sizes.embedding_dim, 1))
+        several = options.shared_networks > 1
+        norms = [
+            (
+                declare_batch_norm(scenarios, options.shared_networks * width),
+                declare_batch_norm(scenarios, width),
+            )
+            for width in (options.layers if per_layer else ())
+        ]
+        params = InterestParams(
+            scenario=declare_scenarios(sizes),
+            shared=declare_mlp(inputs, options.layers, stack=(options.shared_networks,)),
+            own=declare_mlp(inputs, options.layers, stack=(scenarios,)),
+            mixture=(
+                declare_dense(sizes.embedding_dim, options.shared_networks) if several else None
+            ),
+            own_scale=scale,
+            shared_scale=scale,
+            forward=_declare_forward(options, scenarios, 3 * last),
+            tail=declare_mlp(options.forward_width, (*options.head_layers, 1)),
+            norms=tuple((shared.params, own.params) for shared, own in norms),
+        )
+        return Declared(params, tuple((shared.state, own.state) for shared, own in norms))
+
+    def apply(
+        params: InterestParams, state: Tree, hidden: Array, inputs: Inputs, mode: Mode
+    ) -> tuple[Output, Tree]:
+        embedding = params.scenario[inputs.scenario]
+        shared, own, state = _networks(params, state, hidden, inputs, mode)
+        shared = jnp.einsum("bk,bkw->bw", _mixture(params, embedding, options), shared)
+        fused = _fuse(params, embedding, own, shared, inputs)
+        if isinstance(params.forward, StarDense):
+            outputs = star_dense(params.forward, fused, inputs.scenario)
+        else:
+            outputs = select(stacked_dense(params.forward, fused), inputs.scenario)
+        logits = dense(params.tail[-1], mlp(params.tail[:-1], jax.nn.relu(outputs)))
+        return Output(logits.squeeze(-1)), state
+
+    return Head(declare, apply)
+
+
+def _declare_forward(options: ADIOptions, scenarios: int, inputs: int) -> Dense | StarDense:
+    if options.forward == "star":
+        return declare_star_dense(scenarios, inputs, options.forward_width)
+    return declare_dense(inputs, options.forward_width, stack=(scenarios,))
+
+
+def _networks(
+    params: InterestParams, state: Tree, hidden: Float[Array, "B I"], inputs: Inputs, mode: Mode
+) -> tuple[Float[Array, "B K W"], Float[Array, "B W"], Tree]:
+    """The shared networks' outputs, those of the row's own network, and the new moments."""
+    shared = own = hidden
+    updated = []
+    for index, (common, specific) in enumerate(zip(params.shared, params.own, strict=True)):
+        shared = stacked_dense(common, shared)
+        own = select(stacked_dense(specific, own), inputs.scenario)
+        if params.norms:
+            flat = shared.reshape(shared.shape[0], -1)
+            flat, first = _normalize(params.norms[index][0], state[index][0], flat, inputs, mode)
+            own, second = _normalize(params.norms[index][1], state[index][1], own, inputs, mode)
+            shared = flat.reshape(shared.shape)
+            updated.append((first, second))
+        shared, own = jax.nn.relu(shared), jax.nn.relu(own)
+    return shared, own, tuple(updated)
+
+
+def _normalize(
+    norm: BatchNorm, moments: Moments, hidden: Float[Array, "B F"], inputs: Inputs, mode: Mode
+) -> tuple[Float[Array, "B F"], Moments]:
+    return scenario_batch_norm(norm, moments, hidden, inputs.scenario, inputs.mask, mode)
+
+
+def _mixture(
+    params: InterestParams, embedding: Float[Array, "B D"], options: ADIOptions
+) -> Float[Array, "B K"]:
+    """How much of each shared network a row's scenario takes."""
+    if params.mixture is None:
+        return jnp.ones((embedding.shape[0], 1))
+    scores = dense(params.mixture, embedding)
+    if options.mixture == "softmax":
+        return jax.nn.softmax(scores)
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def _fuse(
+    params: InterestParams,
+    embedding: Float[Array, "B D"],
+    own: Float[Array, "B W"],
+    shared: Float[Array, "B W"],
+    inputs: Inputs,
+) -> Float[Array, "B C"]:
+    """Own and shared interests, each scaled by its scenario, and their product between them."""
+
+    def scaled(vectors: Float[Array, "S D"], values: Float[Array, "B W"]) -> Array:
+        score = (embedding * vectors[inputs.scenario]).sum(-1, keepdims=True)
+        return jax.nn.sigmoid(score) * values
+
+    own, shared = scaled(params.own_scale, own), scaled(params.shared_scale, shared)
+    return jnp.concatenate([own, own * shared, shared], axis=-1)

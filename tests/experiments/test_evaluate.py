@@ -1,0 +1,147 @@
+"""`evaluate` shows what an independent computation gives, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from d3jax.batch import Field, Schema
+from d3jax.training.metrics import Scores
+from data_pipelines.columns import open_prepared
+from data_pipelines.synthetic import SyntheticConfig, synthetic, write
+from experiments.cli import main
+from experiments.evaluate import evaluate_split, load_best, mean_attention, planted_fields
+from experiments.run import open_run
+
+Shown = pytest.CaptureFixture[str]
+KEYS = {"rows", "click_rate", "auc", "logloss", "constant_logloss"}
+
+
+@pytest.fixture
+def one_class(prepared: Path, tmp_path: Path) -> Path:
+    """The prepared rows, but nobody clicks on a test row of the slot, which is scenario 2."""
+    other = tmp_path / "one-class"
+    shutil.copytree(prepared, other)
+    label, scenario = np.load(other / "test/label.npy"), np.load(other / "test/scenario.npy")
+    np.save(other / "test/label.npy", np.where(scenario == 2, 0, label).astype(label.dtype))
+    return other
+
+
+def shown_json(arguments: list[str], capsys: Shown) -> dict[str, dict]:
+    main(["evaluate", *arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_is_what_training_wrote_and_counts_the_rows(
+    trained: Path, prepared: Path, capsys: Shown
+) -> None:
+    shown = shown_json([str(trained)], capsys)
+    assert shown == json.loads((trained / "evaluation.json").read_text())
+    assert shown.keys() == {"overall", "scenarios"}
+    assert list(shown["scenarios"]) == ["home", "detail", "slot"]
+    assert all(group.keys() == KEYS for group in (shown["overall"], *shown["scenarios"].values()))
+    scenario, label = (np.load(prepared / f"test/{name}.npy") for name in ("scenario", "label"))
+    assert shown["overall"]["rows"] == len(label) == 600
+    for index, group in enumerate(shown["scenarios"].values()):
+        assert group["rows"] == (scenario == index).sum()
+        assert group["click_rate"] == pytest.approx(label[scenario == index].mean())
+
+
+def test_a_scenario_of_one_class_has_no_auc(trained: Path, one_class: Path, capsys: Shown) -> None:
+    shown = shown_json([str(trained), "--data", str(one_class)], capsys)
+    slot = shown["scenarios"]["slot"]
+    assert (slot["auc"], slot["click_rate"], slot["constant_logloss"]) == (None, 0.0, 0.0)
+    assert slot["logloss"] > 0
+    assert shown["overall"]["auc"] is not None
+    main(["evaluate", str(trained), "--data", str(one_class)])
+    cells = next(line for line in capsys.readouterr().out.splitlines() if "slot" in line)
+    assert cells.split("│")[4].strip() == "-"
+
+
+def test_the_split_decides_the_rows(trained: Path, capsys: Shown) -> None:
+    rows = {
+        split: shown_json([str(trained), "--split", split], capsys)["overall"]["rows"]
+        for split in ("train", "validation", "test")
+    }
+    assert rows == {"train": 2100, "validation": 300, "test": 600}
+
+
+def test_the_best_possible_auc_is_that_of_the_planted_truth(trained: Path, prepared: Path) -> None:
+    loaded = load_best(open_run(trained))
+    result = evaluate_split(loaded.trainer, loaded.state, open_prepared(prepared), "test", 256)
+    truth, label = (np.load(prepared / f"test/{name}.npy") for name in ("truth", "label"))
+    assert result.best is not None
+    assert result.best.overall.auc == pytest.approx(roc_auc_score(label, truth))
+    assert result.best.overall.logloss == pytest.approx(log_loss(label, truth), rel=1e-5)
+
+
+def test_the_batch_size_changes_no_metric(trained: Path, prepared: Path) -> None:
+    loaded = load_best(open_run(trained))
+    few, many = (
+        evaluate_split(loaded.trainer, loaded.state, open_prepared(prepared), "validation", size)
+        for size in (64, 256)
+    )
+    assert few.metrics.overall.rows == many.metrics.overall.rows == 300
+    assert few.metrics.overall.logloss == pytest.approx(many.metrics.overall.logloss, rel=1e-6)
+    np.testing.assert_allclose(few.attention, many.attention, rtol=1e-5)
+
+
+def test_best_weights_are_those_of_the_best_validation_logloss(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    key = "validation/overall/logloss"
+    best = min((line for line in lines if key in line), key=lambda line: line[key])
+    assert load_best(open_run(trained)).step == best["step"]
+
+
+def refusal(run: Path, data: Path, capsys: Shown) -> str:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["evaluate", str(run), "--data", str(data)])
+    return capsys.readouterr().err
+
+
+def test_data_with_other_vocabulary_sizes_is_refused_naming_the_fields(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: Shown
+) -> None:
+    other = tmp_path / "other"
+    write(synthetic(SyntheticConfig(rows=1000, users=40, items=40, smallest_share=0.05)), other)
+    ours, theirs = (open_prepared(path).schema.fields[1].size for path in (prepared, other))
+    assert ours != theirs
+    said = refusal(trained, other, capsys)
+    assert f"{other} has another schema than the run {trained} (" in said
+    assert f"fields.user.size: {ours} -> {theirs}" in said
+    assert "give the data it was trained on, or train again" in said
+
+
+def test_data_with_other_scenarios_is_refused(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: Shown
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    content = json.loads((other / "schema.json").read_text())
+    content["schema"]["scenarios"][2] = "drawer"
+    (other / "schema.json").write_text(json.dumps(content))
+    said = refusal(trained, other, capsys)
+    assert "(scenarios: ['home', 'detail', 'slot'] -> ['home', 'detail', 'drawer'])" in said
+
+
+def test_mean_attention_averages_within_scenarios() -> None:
+    schema = Schema(fields=(Field("s", 4), Field("a", 3)), scenarios=("x", "y", "none"))
+    scores = Scores(np.zeros(3), np.zeros(3), np.array([0, 1, 0]))
+    pieces = [
+        type("Scored", (), {"attention": np.array(rows)})()
+        for rows in ([[0.2, 0.8], [0.5, 0.5]], [[0.6, 0.4]])
+    ]
+    mean = mean_attention(schema, scores, pieces)
+    np.testing.assert_allclose(mean, [[0.4, 0.6], [0.5, 0.5], [np.nan, np.nan]])
+
+
+def test_planted_fields_are_those_of_the_provenance(prepared: Path) -> None:
+    planted = planted_fields(open_prepared(prepared))
+    names = [field.name for field in open_prepared(prepared).schema.fields]
+    assert planted is not None
+    assert {names[i] for i in np.flatnonzero(planted[2])} == {"age", "device"}
