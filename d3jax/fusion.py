@@ -160,16 +160,16 @@ def _contract(
     budget: int,
 ) -> Float[Array, "B O"]:
     """Σ_i inputs_i (Σ_r terms_r kernel_rio + offset_io), in as many slices of O as needed."""
-    if kernel.shape[0] < kernel.shape[1]:
-        images = jnp.einsum("bi,rio->bro", inputs, kernel)
-        return jnp.einsum("br,bro->bo", terms, images) + inputs @ offset
+    rank, width, outputs = kernel.shape
 
     def columns(weights: tuple[Array, Array]) -> Array:
+        if rank < width:
+            images = jnp.einsum("bi,rio->bro", inputs, weights[0])
+            return jnp.einsum("br,bro->bo", terms, images) + inputs @ weights[1]
         generated = jnp.einsum("br,rio->bio", terms, weights[0]) + weights[1][None]
         return jnp.einsum("bi,bio->bo", inputs, generated)
 
-    outputs = offset.shape[1]
-    slices = _slices(outputs, inputs.size * outputs, budget)
+    slices = _slices(outputs, inputs.shape[0] * min(rank, width) * outputs, budget)
     if slices == 1:
         return columns((kernel, offset))
     split = (

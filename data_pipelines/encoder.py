@@ -6,6 +6,7 @@ same raw values give the same ids.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from d3jax.batch import EMPTY, UNKNOWN, Field, Schema
 from d3jax.errors import DataError
+from data_pipelines.buckets import assign, hash_ids, number_ids, parse_numbers
 from data_pipelines.columns import Prepared
 
 _CSV_BLOCK = 1 << 24
@@ -28,13 +30,20 @@ _INTEGER_AS_FLOAT = r"^(-?[0-9]+)\.0+$"
 
 @dataclass(frozen=True)
 class Encoder:
-    """Maps strings to ids: `vocabularies[i][id - 1]` is the value of `id` in field i."""
+    """Maps strings to ids: `vocabularies[i][id - 1]` is the value of `id` in field i.
+
+    Fields of numbers have the edges of their buckets in `edges`, hashed fields their number of
+    buckets in `hashed`. `scenario_edges` divide the numbers of a scenario without named values.
+    """
 
     schema: Schema
     vocabularies: tuple[pa.Array, ...]
     separators: Mapping[str, str]
     scenario_field: str
     scenario_values: Mapping[str, str]
+    edges: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    scenario_edges: Sequence[float] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -55,13 +64,33 @@ class Encoder:
         start = 0
         for field, vocabulary in zip(self.schema.fields, self.vocabularies, strict=True):
             slots = ids[:, start : start + field.slots]
-            slots[:] = _encode_field(
-                texts[field.name], vocabulary, field, self.separators.get(field.name)
-            )
+            slots[:] = self._encode_field(texts[field.name], vocabulary, field)
             start += field.slots
         return ids, self._scenario(texts[self.scenario_field], first_row, where)
 
+    def _encode_field(self, texts: pa.Array, vocabulary: pa.Array, field: Field) -> np.ndarray:
+        """The ids [R slots] of a field, ascending in a row, the smallest kept if there are more."""
+
+        def look_up(values: pa.Array) -> np.ndarray:
+            if field.name in self.hashed:
+                return hash_ids(_plain(values), self.hashed[field.name])
+            if field.name in self.edges:
+                return number_ids(values, self.edges[field.name])
+            return pc.fill_null(_lookup(values, vocabulary), UNKNOWN - 1).to_numpy() + 1
+
+        separator = self.separators.get(field.name)
+        if separator is None:
+            return look_up(texts)[:, None]
+        lists = pc.split_pattern(texts, separator)
+        rows = pc.list_parent_indices(lists).to_numpy()
+        ids = look_up(pc.list_flatten(lists))
+        known = ids != UNKNOWN
+        pairs = np.stack([rows[known], ids[known]], axis=1)
+        return _fill_slots(np.unique(pairs, axis=0), len(texts), field.slots)
+
     def _scenario(self, texts: pa.Array, first_row: int, where: str) -> np.ndarray:
+        if self.scenario_edges:
+            return self._scenario_by_number(texts, first_row, where)
         values = pa.array(self.scenario_values, pa.string())
         numbers = [self.schema.scenarios.index(name) for name in self.scenario_values.values()]
         found = _lookup(texts, values)
@@ -73,6 +102,16 @@ class Encoder:
                 f"{', '.join(self.scenario_values)}"
             )
         return np.asarray(numbers, np.int32)[found.to_numpy()]
+
+    def _scenario_by_number(self, texts: pa.Array, first_row: int, where: str) -> np.ndarray:
+        numbers = parse_numbers(texts)
+        if np.isnan(numbers).any():
+            row = int(np.argmax(np.isnan(numbers)))
+            raise DataError(
+                f"{where}, row {first_row + row + 1}: {self.scenario_field} "
+                f"{texts[row].as_py()!r} is not a number, so it belongs to no scenario"
+            )
+        return assign(numbers, self.scenario_edges)
 
 
 def load_encoder(prepared: Prepared) -> Encoder:
@@ -89,6 +128,9 @@ def load_encoder(prepared: Prepared) -> Encoder:
             separators=prepared.provenance["separators"],
             scenario_field=scenario["field"],
             scenario_values=scenario["values"],
+            edges=prepared.provenance.get("buckets", {}),
+            hashed=prepared.provenance.get("hashed", {}),
+            scenario_edges=scenario.get("edges", ()),
         )
     except KeyError as error:
         raise DataError(
@@ -176,23 +218,12 @@ def _lookup(texts: pa.Array, values: pa.Array) -> pa.Int32Array:
     found = pc.index_in(texts, value_set=values, skip_nulls=True)
     if not found.null_count:
         return found
-    integers = pc.replace_substring_regex(texts, _INTEGER_AS_FLOAT, r"\1")
-    return pc.coalesce(found, pc.index_in(integers, value_set=values, skip_nulls=True))
+    return pc.coalesce(found, pc.index_in(_plain(texts), value_set=values, skip_nulls=True))
 
 
-def _encode_field(
-    texts: pa.Array, vocabulary: pa.Array, field: Field, separator: str | None
-) -> np.ndarray:
-    """The ids [R slots] of one field, ascending in a row, the smallest kept when there are more."""
-    if separator is None:
-        positions = _lookup(texts, vocabulary)
-        return (pc.fill_null(positions, UNKNOWN - 1).to_numpy() + 1)[:, None]
-    lists = pc.split_pattern(texts, separator)
-    rows = pc.list_parent_indices(lists).to_numpy()
-    positions = _lookup(pc.list_flatten(lists), vocabulary)
-    known = positions.is_valid().to_numpy(zero_copy_only=False)
-    pairs = np.stack([rows[known], positions.drop_null().to_numpy() + 1], axis=1)
-    return _fill_slots(np.unique(pairs, axis=0), len(texts), field.slots)
+def _plain(texts: pa.Array) -> pa.Array:
+    """A column of integers with gaps is often stored as floats: "12.0" is hashed as "12"."""
+    return pc.replace_substring_regex(texts, _INTEGER_AS_FLOAT, r"\1")
 
 
 def _fill_slots(pairs: np.ndarray, num_rows: int, num_slots: int) -> np.ndarray:

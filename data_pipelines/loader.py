@@ -181,7 +181,8 @@ def training_batches(
     The stream doesn't depend on `workers`, the number of reader processes (0: a thread of this
     one), nor on `prefetch`, the batches each reads ahead. Where the rows don't fit in memory,
     every row of a batch costs a disk access; with `window_rows` the rows of a batch come from a
-    window of so many, which is read in 16 runs of neighbours (`window_index`).
+    window of so many, which is read in 16 runs of neighbours (`window_index`). Make the window
+    fit in memory and a run much longer than the disk reads ahead: a million rows or more.
 
     Reader processes import the program's main module again, so a script guards its start with
     `if __name__ == "__main__"`. Close the generator when it isn't run to its end. The columns of

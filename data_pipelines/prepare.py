@@ -9,11 +9,10 @@ evidence of an error are collected.
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ibis
 import numpy as np
@@ -21,41 +20,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import StringValue
 
-from d3jax.batch import EMPTY, UNKNOWN, Field, Schema
-from d3jax.errors import DataError
+from d3jax.batch import EMPTY, UNKNOWN, Schema
+from d3jax.errors import ConfigError, DataError
 from data_pipelines.columns import (
     SPLITS,
     Prepared,
     Rows,
     building,
     open_prepared,
-    vocabulary_path,
     write_rows,
     write_schema,
-    write_vocabulary,
 )
-from data_pipelines.source import PrepareConfig, Source
+from data_pipelines.fields import Code, encode_field
+from data_pipelines.source import LARGEST_ID, PrepareConfig, Source
+from data_pipelines.stage import Stage
 
 Progress = Callable[[str, int, int], None]
 """Called before each step with its name, its index and the number of steps."""
-
-
-class _Stage(NamedTuple):
-    """Writes expressions to Parquet files of `folder` and reads them back as tables."""
-
-    connection: ibis.BaseBackend
-    folder: Path
-
-    def __call__(self, name: str, table: ibis.Table) -> ibis.Table:
-        self.connection.to_parquet(table, self.folder / name)
-        return self.connection.read_parquet(self.folder / name)
-
-
-class _Code(NamedTuple):
-    """A field's place in the schema and `ranked`: the id and slot of each value of a raw string."""
-
-    field: Field
-    ranked: ibis.Table
 
 
 def prepare(
@@ -76,21 +57,22 @@ def prepare(
         building(out, overwrite) as directory,
         tempfile.TemporaryDirectory(dir=directory) as folder,
     ):
-        stage = _Stage(source.rows.get_backend(), Path(folder))
+        stage = Stage(source.rows.get_backend(), Path(folder))
         next(steps)
         rows = stage("rows", _keyed_rows(source, config))
         counts = _count(rows, source, config)
         codes = []
-        for index in range(len(source.fields)):
+        for index, field in enumerate(source.fields):
             next(steps)
-            codes.append(_encode_field(stage, directory, rows, source, index, config.min_count))
+            column = f"value_{index}"
+            codes.append(encode_field(stage, directory, rows, field, column, config.min_count))
         schema = _schema(source, codes)
         for split, count in counts.items():
             next(steps)
             stage(split, _encode_rows(rows, split, codes))
             chunks = _stream(stage.folder / split, schema.num_slots)
             write_rows(directory, split, count, schema.num_slots, chunks)
-        write_schema(directory, schema, _provenance(source, config, counts))
+        write_schema(directory, schema, _provenance(source, config, codes, counts))
     return open_prepared(out)
 
 
@@ -105,28 +87,71 @@ def _steps(source: Source, progress: Progress | None) -> Iterator[None]:
 def _keyed_rows(source: Source, config: PrepareConfig) -> ibis.Table:
     """Columns `digest`, `split`, `scenario`, `label` and `value_<i>` of field i, no value NULL."""
     rows = source.rows
-    event = ibis.literal(str(config.seed))
-    for name in source.key:
-        event = event + "|" + rows[name].cast("string").fill_null("")
-    digest = event.hexdigest("md5")
+    digest = _digest(rows, source.key, config.seed)
     values = [
         rows[field.name].fill_null("").name(f"value_{index}")
         for index, field in enumerate(source.fields)
     ]
-    split = _split(source, config, digest).name("split")
+    split = _split(source, config).name("split")
     return rows.select(digest.name("digest"), split, "scenario", "label", *values)
 
 
-def _split(source: Source, config: PrepareConfig, digest: StringValue) -> StringValue:
-    """The split of each row: the publisher's where there is one, else that of its digest."""
-    test = 0.0 if source.split else config.test_fraction
-    validation = test + (1 - test) * config.validation_fraction
-    drawn = ibis.cases(
+def _digest(rows: ibis.Table, columns: Sequence[str], seed: int) -> StringValue:
+    text = ibis.literal(str(seed))
+    for name in columns:
+        text = text + "|" + rows[name].cast("string").fill_null("")
+    return text.hexdigest("md5")
+
+
+def _split(source: Source, config: PrepareConfig) -> StringValue:
+    """The split of each row: the publisher's where there is one, else what `config` asks for."""
+    rows = source.rows
+    if source.split is not None:
+        if config.split != "random":
+            raise ConfigError(
+                f"these data come with a split of their own ({source.split_rule}); it can't be "
+                f"by {config.split}"
+            )
+        drawn = _drawn(_digest(rows, source.key, config.seed), 0.0, config.validation_fraction)
+        return rows[source.split].fill_null(drawn)
+    if config.split == "time":
+        return _latest(rows, _required(source.time, "time"), config)
+    key = source.key
+    if config.split == "user":
+        key = (_required(source.user_field, "user"),)
+    digest = _digest(rows, key, config.seed)
+    return _drawn(digest, config.test_fraction, config.validation_fraction)
+
+
+def _required(column: str | None, kind: str) -> str:
+    if column is None:
+        raise ConfigError(f"a split by {kind} needs to know the column of the {kind}; name it")
+    return column
+
+
+def _drawn(digest: StringValue, test: float, validation: float) -> StringValue:
+    return ibis.cases(
         (digest < _threshold(test), "test"),
-        (digest < _threshold(validation), "validation"),
+        (digest < _threshold(test + (1 - test) * validation), "validation"),
         else_="train",
     )
-    return drawn if source.split is None else source.rows[source.split].fill_null(drawn)
+
+
+def _latest(rows: ibis.Table, time: str, config: PrepareConfig) -> StringValue:
+    """The last rows are test, and the last of the others validation; equal times stay together."""
+    train_or_validation = 1 - config.test_fraction
+    train = train_or_validation * (1 - config.validation_fraction)
+    total = rows.count().to_pyarrow().as_py()
+    moments = rows.select(time=rows[time]).order_by("time")
+    bounds = [
+        moments.limit(1, offset=min(int(fraction * total), total - 1)).to_pyarrow()["time"]
+        for fraction in (train_or_validation, train)
+        if total
+    ]
+    starts = [bound[0].as_py() for bound in bounds] or [0, 0]
+    return ibis.cases(
+        (rows[time] >= starts[0], "test"), (rows[time] >= starts[1], "validation"), else_="train"
+    )
 
 
 def _threshold(fraction: float) -> str:
@@ -201,65 +226,7 @@ def _check_scenarios(groups: list[dict[str, Any]], source: Source) -> None:
             )
 
 
-def _encode_field(
-    stage: _Stage, directory: Path, rows: ibis.Table, source: Source, index: int, min_count: int
-) -> _Code:
-    """Writes the vocabulary of field `index` and ranks the ids of every raw string."""
-    origin = source.fields[index]
-    pairs = stage(f"pairs_{index}", _pairs(rows, f"value_{index}", origin.separator))
-    if origin.encoded:
-        vocabulary = _given_ids(pairs)
-    else:
-        vocabulary = _vocabulary(pairs, min_count).to_pyarrow()
-    write_vocabulary(directory, origin.name, vocabulary)
-    known = stage.connection.read_parquet(vocabulary_path(directory, origin.name))
-    ranked = stage(f"ranked_{index}", _rank(pairs, known))
-    longest = ranked.filter(ranked["count"] > 0).slot.max().to_pyarrow().as_py()
-    slots = 1 if longest is None else longest + 1
-    if origin.max_slots is not None:
-        slots = min(slots, origin.max_slots)
-    return _Code(Field(origin.name, size=vocabulary.num_rows + 1, slots=slots), ranked)
-
-
-def _pairs(rows: ibis.Table, column: str, separator: str | None) -> ibis.Table:
-    """Every distinct `raw` string with each `value` in it once, and its `count` of train rows."""
-    counts = rows.group_by(raw=rows[column]).agg(count=rows.count(where=rows.split == "train"))
-    if separator is None:
-        pairs = counts.mutate(value=counts.raw)
-    else:
-        # Spark takes the separator of `split` for a regular expression; `re_split` is one in both.
-        values = counts.raw.re_split(re.escape(separator)).unnest()
-        pairs = counts.mutate(value=values).distinct()
-    return pairs.filter(pairs.value != "")
-
-
-def _vocabulary(pairs: ibis.Table, min_count: int) -> ibis.Table:
-    """Columns `value`, `count`, `id`: by count descending, then value; ids from 1."""
-    totals = pairs.group_by("value").agg(count=pairs["count"].sum())
-    kept = totals.filter(totals["count"] >= min_count)
-    order = ibis.window(order_by=[ibis.desc("count"), ibis.asc("value")])
-    return kept.mutate(id=(ibis.row_number().over(order) + 1).cast("int32")).order_by("id")
-
-
-def _given_ids(pairs: ibis.Table) -> pa.Table:
-    """Columns `value`, `count`, `id` of 1 to the largest id, whether train has it or not."""
-    totals = pairs.group_by(id=pairs.value.cast("int32")).agg(count=pairs["count"].sum())
-    seen = totals.select(totals.id, totals["count"].cast("int64")).to_pyarrow()
-    counts = np.zeros(1 + max(seen["id"].to_pylist(), default=0), np.int64)
-    counts[seen["id"].to_numpy()] = seen["count"].to_numpy()
-    ids = np.arange(1, counts.size)
-    return pa.table({"value": pa.array(ids).cast(pa.string()), "id": ids, "count": counts[1:]})
-
-
-def _rank(pairs: ibis.Table, vocabulary: ibis.Table) -> ibis.Table:
-    """Columns `raw`, `count`, `id` and `slot`: 0 for the smallest known id of a raw string."""
-    known = pairs.inner_join(vocabulary.select("value", "id"), "value")
-    known = known.select("raw", "count", "id")
-    order = ibis.window(group_by="raw", order_by="id")
-    return known.mutate(slot=ibis.row_number().over(order))
-
-
-def _encode_rows(rows: ibis.Table, split: str, codes: list[_Code]) -> ibis.Table:
+def _encode_rows(rows: ibis.Table, split: str, codes: list[Code]) -> ibis.Table:
     """Columns `id_<k>`, `scenario` and `label` of the rows of `split`, in the order of digests.
 
     Rows of equal digest are ordered by what they hold, so no order of the source shows.
@@ -278,7 +245,7 @@ def _encode_rows(rows: ibis.Table, split: str, codes: list[_Code]) -> ibis.Table
     return encoded.order_by(encoded.columns)
 
 
-def _spread(code: _Code, raw: str, first: int) -> ibis.Table:
+def _spread(code: Code, raw: str, first: int) -> ibis.Table:
     """One row for each raw string, its ids side by side in the columns of the field's slots."""
     ranked = code.ranked
     ids = [
@@ -306,8 +273,14 @@ def _to_rows(batch: pa.RecordBatch, num_slots: int) -> Rows:
     )
 
 
-def _schema(source: Source, codes: list[_Code]) -> Schema:
+def _schema(source: Source, codes: list[Code]) -> Schema:
     names = [field.name for field in source.fields]
+    total = sum(code.field.size for code in codes)
+    if total > LARGEST_ID:
+        raise DataError(
+            f"the fields have {total:,} ids in all, more than the {LARGEST_ID:,} that a table can "
+            "have; raise min_count, or hash the largest field into fewer"
+        )
     return Schema(
         fields=tuple(code.field for code in codes),
         scenarios=source.scenarios,
@@ -317,27 +290,38 @@ def _schema(source: Source, codes: list[_Code]) -> Schema:
     )
 
 
-def _provenance(source: Source, config: PrepareConfig, counts: dict[str, int]) -> dict[str, Any]:
-    dropped = {"dropped": dict(source.dropped)} if source.dropped else {}
+def _provenance(
+    source: Source, config: PrepareConfig, codes: list[Code], counts: dict[str, int]
+) -> dict[str, Any]:
+    """What happened to the raw files; what doesn't apply to them is left out."""
+    fields = source.fields
+    optional = {
+        "dropped": dict(source.dropped),
+        "buckets": {code.field.name: list(code.edges) for code in codes if code.edges is not None},
+        "hashed": {field.name: field.hash_buckets for field in fields if field.hash_buckets},
+    }
+    scenario: dict[str, Any] = {
+        "field": source.scenario_field,
+        "values": dict(source.scenario_values),
+    }
+    if source.scenario_edges:
+        scenario["edges"] = list(source.scenario_edges)
     return {
         "label_rule": source.label_rule,
         "split": _split_rule(source, config),
         "rows": counts,
         "sources": {path.name: _sha256(path) for path in source.files},
-        "scenario": {
-            "field": source.scenario_field,
-            "values": dict(source.scenario_values),
-        },
+        "scenario": scenario,
         "separators": {
-            field.name: field.separator for field in source.fields if field.separator is not None
+            field.name: field.separator for field in fields if field.separator is not None
         },
         "min_count": config.min_count,
-        **dropped,
+        **{name: value for name, value in optional.items() if value},
     }
 
 
 def _split_rule(source: Source, config: PrepareConfig) -> dict[str, Any]:
-    rule = {
+    rule: dict[str, Any] = {
         "method": "md5 of seed and key",
         "key": list(source.key),
         "seed": config.seed,
@@ -346,7 +330,11 @@ def _split_rule(source: Source, config: PrepareConfig) -> dict[str, Any]:
     }
     if source.split is not None:
         del rule["test_fraction"]
-        rule["method"] = "as published; what is not, by md5 of seed and key"
+        rule["method"] = f"{source.split_rule}; what is not, by md5 of seed and key"
+    elif config.split == "time":
+        rule["method"] = f"the latest rows by {source.time}"
+    elif config.split == "user":
+        rule |= {"method": "md5 of seed and user", "key": [source.user_field]}
     return rule
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from d3jax.errors import ConfigError
 
@@ -16,17 +16,39 @@ if TYPE_CHECKING:
     import ibis
 
 
+LARGEST_ID = 2**31 - 2
+"""Of a field; the table's rows are counted in int32."""
+
+
 @dataclass(frozen=True)
 class FieldSource:
     """One field of the rows; multi-valued when `separator` is set, in at most `max_slots` slots.
 
     With `encoded` its values are ids already, from 1 on and 0 for unknown: they stay as they are.
+    With `quantiles` they are numbers, put into that many buckets of about as many training rows
+    each; with `hash_buckets` strings whose md5 decides the id. Otherwise a vocabulary does.
+    Raises `ConfigError` when two of these are asked for.
     """
 
     name: str
     separator: str | None = None
     max_slots: int | None = None
     encoded: bool = False
+    quantiles: int | None = None
+    hash_buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        kinds = [self.encoded, self.quantiles is not None, self.hash_buckets is not None]
+        if sum(kinds) > 1 or (self.quantiles is not None and self.separator is not None):
+            raise ConfigError(
+                f"field {self.name!r} is prepared in two ways; choose one of buckets of numbers, "
+                "hashing and given ids (only hashing goes with several values)"
+            )
+        for name, value in (("quantiles", self.quantiles), ("hash_buckets", self.hash_buckets)):
+            if value is not None and not 2 <= value <= LARGEST_ID:
+                raise ConfigError(
+                    f"field {self.name!r}: {name} is {value}; it must be from 2 to {LARGEST_ID}"
+                )
 
 
 @dataclass(frozen=True)
@@ -38,8 +60,12 @@ class Source:
     equal keys fall on the same side of the split. `scenario_field` is the column that decides
     the scenario, `scenario_values` maps its raw values to names; `files` are what was read.
 
+    With `scenario_edges` it holds numbers instead: the first scenario is what lies below the
+    first edge, and an edge belongs to the scenario above it.
+
     Where the publisher decided the split, `split` names the column that says 'train',
-    'validation' or 'test'; rows where it is NULL are train, less `validation_fraction` of them.
+    'validation' or 'test', by `split_rule`; rows where it is NULL are train, less
+    `validation_fraction` of them. `time` is a column in whose order things happened, never NULL.
     `dropped` counts the rows that were left out, by reason.
     """
 
@@ -55,6 +81,9 @@ class Source:
     files: tuple[Path, ...] = ()
     split: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    split_rule: str = "as published"
+    time: str | None = None
+    scenario_edges: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +98,8 @@ class PrepareConfig:
     """Share of the other rows held out for early stopping."""
     seed: int = 0
     """Decides which rows are held out."""
+    split: Literal["random", "time", "user"] = "random"
+    """Hold out random rows, the latest rows, or all rows of random users."""
 
     def __post_init__(self) -> None:
         if self.min_count < 1:

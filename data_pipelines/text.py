@@ -9,11 +9,12 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -41,14 +42,14 @@ class Format:
     """A name that Python knows, such as latin-1, gbk or utf-16."""
 
     def __post_init__(self) -> None:
-        if self.separator is not None and self.separator != "tab":
-            if len(self.separator.encode()) != 1 or self.separator in '"\r\n\0':
-                raise ConfigError(
-                    f"separator is {self.separator!r}; it must be one ASCII character other than "
-                    "a quote or a line end, or the word tab"
-                )
+        separator = self.separator or "tab"
+        if (separator != "tab" and not re.fullmatch(r"[\t -~]", separator)) or separator == '"':
+            raise ConfigError(
+                f"separator is {separator!r}; it must be one ASCII character other than a quote "
+                "or a line end, or the word tab"
+            )
         try:
-            codecs.lookup(self.encoding)
+            "".encode(self.encoding)
         except (LookupError, ValueError) as error:
             raise ConfigError(
                 f"encoding is {self.encoding!r}, which Python does not know; utf-8, latin-1, gbk "
@@ -57,7 +58,7 @@ class Format:
 
     def separator_of(self, path: Path) -> str:
         """The separator of a file; raises `DataError` when neither flag nor suffix tells it."""
-        if self.separator is not None:
+        if self.separator:
             return "\t" if self.separator == "tab" else self.separator
         suffix = _suffix(path)
         if suffix not in _SEPARATORS:
@@ -83,9 +84,7 @@ def open_text(path: Path, form: Format, scratch: Path) -> Text:
     line that its encoding can't hold.
     """
     separator = form.separator_of(path)
-    with path.open("rb") as file:
-        packed = file.read(len(_GZIP)) == _GZIP
-    if not packed and codecs.lookup(form.encoding).name == "utf-8":
+    if not _is_packed(path) and codecs.lookup(form.encoding).name == "utf-8":
         text = Text(path, path, separator)
     else:
         text = Text(path, scratch / f"{len(list(scratch.iterdir()))}.txt", separator)
@@ -229,8 +228,10 @@ def _decoded(path: Path, encoding: str, known_as: Path | None = None) -> Iterato
         raise DataError(f"file {name} is damaged or cut short ({error}); {_AGAIN}") from error
 
 
+def _is_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
 def _open_binary(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    packed = file.read(len(_GZIP)) == _GZIP
-    file.seek(0)
-    return gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[return-value]
+    return cast(BinaryIO, gzip.open(path)) if _is_packed(path) else path.open("rb")

@@ -45,7 +45,7 @@ def trainer_for(run: Run, num_rows: int | None = None) -> Trainer:
 def load_best(run: Run) -> Loaded:
     """The weights of the run's best evaluation so far (the newest before there is one)."""
     trainer = trainer_for(run)
-    checkpoints = run.checkpoints()
+    checkpoints = run.checkpoints(writer=False)
     newest = checkpoints.restore(trainer.abstract)
     best = newest.progress["best_step"]
     if best not in (None, newest.step):

@@ -50,9 +50,9 @@ class Run:
         """What a checkpoint must agree with to be this run's."""
         return {"config": self.config.to_json(), "schema": _plain(self.schema)}
 
-    def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints, open for reading and writing."""
-        return Checkpoints(self.directory / "checkpoints", self.identity)
+    def checkpoints(self, writer: bool) -> Checkpoints:
+        """The run's checkpoints; `writer` for the one process that trains."""
+        return Checkpoints(self.directory / "checkpoints", self.identity, writer=writer)
 
     def path(self, *names: str) -> Path:
         """A file of the run; its folder is made when it isn't there."""

@@ -13,7 +13,7 @@ from rich.console import Console
 from d3jax.config import Config
 from d3jax.parameters import count
 from d3jax.training.checkpoint import Checkpoints
-from d3jax.training.fit import Data, Progress, Trainer, fit, total_steps
+from d3jax.training.fit import Data, Progress, Trainer, build_trainer, fit, total_steps
 from d3jax.training.step import TrainState
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from data_pipelines.loader import evaluation_batches, steps_per_epoch, training_batches
@@ -37,6 +37,8 @@ def start(
         console.print(f"making the synthetic data set in {data}")
         write(synthetic(), data, overwrite=True)
     prepared = open_prepared(data)
+    # Settings that contradict each other, or the devices, are refused before a run is made.
+    build_trainer(prepared.schema, config, steps_per_epoch=1)
     train(create_run(directory, config, prepared, overwrite), prepared, console)
 
 
@@ -55,7 +57,7 @@ def train(run: Run, prepared: Prepared, console: Console) -> None:
     last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
     console.print(_headline(run, trainer, rows))
     with exclusive(run):
-        checkpoints = run.checkpoints()
+        checkpoints = run.checkpoints(writer=True)
         state, progress = newest_state(trainer, checkpoints)
         if progress.step:
             console.print(f"resuming after step {progress.step}")

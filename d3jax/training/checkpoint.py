@@ -47,10 +47,13 @@ class Checkpoints:
     """The checkpoints of one run, in one directory.
 
     `identity` is what must be the same for a checkpoint to be continued: the run's configuration
-    and schema, as JSON values.
+    and schema, as JSON values. Only the process that trains is the `writer`, which removes
+    what a kill left unfinished: a reader can't tell that from a save under way.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any], *, keep: int = 2) -> None:
+    def __init__(
+        self, directory: Path, identity: dict[str, Any], *, keep: int = 2, writer: bool = True
+    ) -> None:
         self._identity = identity
         self._directory = directory
         try:
@@ -65,7 +68,7 @@ class Checkpoints:
                 directory.resolve(),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=KeepLatestAndBest(keep),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=writer,
             )
         except ValueError as error:  # a checkpoint's metrics are not the JSON they were
             raise CheckpointError(

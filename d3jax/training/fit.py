@@ -264,8 +264,8 @@ def _account(progress: Progress, pending: list[StepInfo]) -> Progress:
         if not (math.isfinite(info.loss) and math.isfinite(info.gradient_norm)):
             raise TrainingError(
                 f"the loss at step {step} is {info.loss} and the gradient's norm "
-                f"{info.gradient_norm}; nothing of it was saved. Resume from the last checkpoint "
-                "with a smaller --learning-rate, or look at the rows of that step"
+                f"{info.gradient_norm}; nothing of it was saved. Start a new run with a smaller "
+                "--learning-rate, or look at the rows of that step"
             )
         total += float(info.loss)
     return replace(progress, loss_sum=total, loss_count=progress.loss_count + len(pending))

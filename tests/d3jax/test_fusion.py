@@ -20,6 +20,7 @@ from d3jax.fusion import (
     fused_layer_plain,
     fusion_gate,
 )
+from d3jax.generation import generate_weights
 from d3jax.parameters import declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
@@ -251,3 +252,49 @@ def test_a_fused_layer_starts_near_a_quarter_of_a_glorot_layer(key: jax.Array) -
     bias = fused_layer(params, gate, hidden, jnp.zeros_like(inputs))
     outputs = fused_layer(params, gate, hidden, inputs) - bias
     assert outputs.std() == pytest.approx(np.sqrt(368 * 2 / (368 + 128)) / 4, rel=0.1)
+
+
+RANKS = (1, 3, 7)
+
+
+@pytest.mark.parametrize("budget", [2**28, 40])
+@pytest.mark.parametrize("rank", RANKS)
+def test_a_factored_generator_gives_the_plain_layer_whatever_comes_first(
+    rank: int, budget: int, draw: Draw
+) -> None:
+    """Below I terms the inputs meet the shared matrices first, above it kernels are made."""
+    assert min(RANKS) < I < max(RANKS)
+    params, _ = draw(declare_fused(M, I, O, shared=True, rank=rank))
+    gate, _ = gate_of(draw)
+    hidden, inputs = draw(declare_array((B, M)))[0], draw(declare_array((B, I)))[0]
+    assert params.generator.kernel.shape == (rank, I, O)
+
+    def loss(params: FusedParams, form: str) -> jax.Array:
+        if form == "plain":
+            return (fused_layer_plain(params, gate, hidden, inputs) ** 2).sum()
+        return (fused_layer(params, gate, hidden, inputs, budget=budget) ** 2).sum()
+
+    plain, fused = (jax.value_and_grad(loss)(params, form) for form in ("plain", "fused"))
+    np.testing.assert_allclose(fused[0], plain[0], rtol=1e-5)
+    for ours, theirs in zip(*map(jax.tree.leaves, (fused[1], plain[1])), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_factored_kernel_is_a_sum_of_shared_matrices(draw: Draw) -> None:
+    params, exact = draw(declare_fused(M, I, O, shared=False, rank=3).generator)
+    hidden, hidden64 = draw(declare_array((B, M)))
+    kernel, _ = generate_weights(params, hidden)
+    weights = hidden64 @ exact.mixing
+    expected = (
+        sum(weights[:, r, None, None] * exact.kernel[r] for r in range(3)) + exact.kernel_offset
+    )
+    np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_full_rank_is_the_dense_generator(draw: Draw) -> None:
+    dense = draw(declare_fused(M, I, O, shared=True))[0]
+    gate, _ = gate_of(draw)
+    hidden, inputs = draw(declare_array((B, M)))[0], draw(declare_array((B, I)))[0]
+    factored = dense._replace(generator=dense.generator._replace(mixing=jnp.eye(M)))
+    ours = fused_layer(factored, gate, hidden, inputs)
+    np.testing.assert_allclose(ours, fused_layer(dense, gate, hidden, inputs), rtol=1e-6)

@@ -18,7 +18,8 @@ import pytest
 from d3jax.batch import Field
 from d3jax.errors import ConfigError, DataError
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
-from data_pipelines.prepare import _pairs, prepare
+from data_pipelines.fields import value_pairs
+from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
 
 # Ibis 12 calls a method that DuckDB 2 deprecates.
@@ -353,9 +354,9 @@ def test_awkward_output_path(tmp_path: Path) -> None:
 
 
 def test_separator_is_taken_literally_by_both_engines() -> None:
-    rows = ibis.table({"tags": "string", "split": "string"}, name="rows")
+    rows = ibis.table({"tags": "string", "split": "string", "label": "int64"}, name="rows")
     for separator, spark in [("|", r"'\\|'"), (".", r"'\\.'"), ("::", "'::'")]:
-        pairs = _pairs(rows, "tags", separator)
+        pairs = value_pairs(rows, "tags", separator)
         assert f"SPLIT(`t1`.`raw`, {spark})" in ibis.to_sql(pairs, dialect="pyspark")
 
 

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
@@ -96,6 +98,19 @@ def test_best_weights_are_those_of_the_best_validation_logloss(trained: Path) ->
     key = "validation/overall/logloss"
     best = min((line for line in lines if key in line), key=lambda line: line[key])
     assert load_best(open_run(trained)).step == best["step"]
+
+
+def test_best_weights_are_not_the_newest(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    best = load_best(run)
+    worse = best.state._replace(params=jax.tree.map(jnp.zeros_like, best.state.params))
+    checkpoints = run.checkpoints()
+    checkpoints.save(19, worse, {"step": 19, "best_step": best.step})
+    checkpoints.close()
+    loaded = load_best(run)
+    assert loaded.step == best.step < 19
+    jax.tree.map(np.testing.assert_array_equal, loaded.state.params, best.state.params)
 
 
 def refusal(run: Path, data: Path, capsys: Shown) -> str:

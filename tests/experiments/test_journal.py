@@ -38,6 +38,11 @@ def told(run: Run, start: int, stop: int) -> str:
     return screen.getvalue()
 
 
+def lines(run: Run) -> list[dict[str, float]]:
+    text = (run.directory / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_a_journal_is_an_observer(run: Run) -> None:
     with Journal(run, Console(file=io.StringIO()), 0, 8, 64) as journal:
         assert isinstance(journal, Observer)
@@ -45,9 +50,9 @@ def test_a_journal_is_an_observer(run: Run) -> None:
 
 def test_it_writes_one_line_a_step_without_undefined_values(run: Run) -> None:
     told(run, 0, 4)
-    lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").open()]
-    assert lines[:4] == [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3, 4)]
-    assert lines[4] == {
+    written = lines(run)
+    assert written[:4] == [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3, 4)]
+    assert written[4] == {
         "step": 4,
         "validation/overall/auc": 0.625,
         "validation/overall/logloss": 0.5,
@@ -55,7 +60,7 @@ def test_it_writes_one_line_a_step_without_undefined_values(run: Run) -> None:
         "validation/home/logloss": 0.5,
         "validation/slot/logloss": 0.25,
     }
-    assert len(lines) == 5
+    assert len(written) == 5
 
 
 @pytest.mark.parametrize("cut", ["", '{"step": 7, "trai', '{"step": 3'])
@@ -69,7 +74,7 @@ def test_a_resumed_run_drops_later_lines_and_a_half_written_one(run: Run, cut: s
     with path.open("a") as file:
         file.write(cut)
     told(run, 4, 4)
-    assert [json.loads(line)["step"] for line in path.open()] == [1, 2, 3, 4, 4]
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 4]
     told(run, 4, 8)
     assert path.read_bytes() == whole
 

@@ -45,42 +45,6 @@ def meta_sites(
     ]
 
 
-class Division(NamedTuple):
-    """What all layers that D3 generates have in common; D1 has no gate."""
-
-    query: Layer
-    key: Layer
-    field_kernels: Array
-    field_biases: Array
-    inner: Layer
-    gate: Sequence[Layer] | None
-
-
-def d3_sites(
-    p: Division,
-    x: Array,
-    generators: Sequence[tuple[Layer, Layer]],
-    shared: Sequence[Layer | None],
-    inputs: Sequence[int],
-) -> tuple[list[Site], Array, Array | None]:
-    """The layers D3 generates (Eq. 6-13), attention logits and gate; D1 shares no weights."""
-    logits = reference.attention_logits(p.query, p.key, x)
-    selected = reference.selected_text(logits, x)
-    hidden = reference.generator_hidden(p.field_kernels, p.field_biases, p.inner, selected)
-    gates = None if p.gate is None else reference.gate(p.gate, selected)
-    sites = []
-    for (weight, bias), common, width in zip(generators, shared, inputs, strict=True):
-        parts = reference.specific_parts(weight, bias, hidden, width)
-        if gates is not None and common is not None:
-            kernels, biases = (
-                reference.fuse(gates, part, whole, "multiplicative")
-                for part, whole in zip(parts, common, strict=True)
-            )
-            parts = kernels, biases
-        sites.append(parts)
-    return sites, logits, gates
-
-
 def meta_unit(sites: Sequence[Site], row: int, h: Array, last: bool = True) -> Array:
     """One row's vector through its generated layers; `last` keeps the final activation."""
     for place, (kernels, biases) in enumerate(sites):

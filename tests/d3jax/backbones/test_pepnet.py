@@ -25,7 +25,7 @@ PRIOR = (2, 0)
 SIZES = Sizes(N, D, S)
 SCENARIO = np.array([2, 0, 0, 2, 1, 0, 1], np.int32)
 WEIGHT = np.linspace(-1.0, 2.0, B)
-MODES = pytest.mark.parametrize("train", [True, False])
+TRAIN = Mode(train=True)
 ONLY = pytest.mark.parametrize("epnet_only", [False, True])
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
 
@@ -49,38 +49,36 @@ def by_reference(exact: Any, rows: Rows, seen: Any = None) -> np.ndarray:
     return reference.dense(exact.output, h)[:, 0]
 
 
-@MODES
 @ONLY
 @pytest.mark.parametrize(("rows", "scenarios"), [(B, S), (B, 1), (1, S)])
-def test_head_values(epnet_only: bool, train: bool, rows: int, scenarios: int, draw: Draw) -> None:
+def test_head_values(epnet_only: bool, rows: int, scenarios: int, draw: Draw) -> None:
     head = pepnet(PRIOR, 6, epnet_only)
     params, exact = draw(head.declare(Sizes(N, D, scenarios), I).params)
     data = Rows(draw, rows, scenarios)
-    output, state = head.apply(params, (), data.hidden, data.inputs, Mode(train=train))
-    assert (output.attention, output.gate, state) == (None, None, ())
-    close(output.logits, by_reference(exact, data))
+    for mode in (EVALUATION, TRAIN):
+        output, state = head.apply(params, (), data.hidden, data.inputs, mode)
+        assert (output.attention, output.gate, state) == (None, None, ())
+        close(output.logits, by_reference(exact, data))
 
 
-@MODES
 @pytest.mark.parametrize(("rows", "scenarios"), [(B, S), (1, S), (3, 1)])
 @pytest.mark.parametrize(
     "options",
     [PEPNetOptions((6, 5)), PEPNetOptions((6,), epnet_only=True)],
     ids=["gated", "embeddings alone"],
 )
-def test_backbone_values(
-    options: PEPNetOptions, rows: int, scenarios: int, train: bool, draw: Draw
-) -> None:
+def test_backbone_values(options: PEPNetOptions, rows: int, scenarios: int, draw: Draw) -> None:
     backbone = pepnet_backbone(towers((4,)), options, PRIOR)
     params, exact = draw(backbone.declare(Sizes(N, D, scenarios)).params)
     data = Rows(draw, rows, scenarios)
-    output, state = backbone.apply(params, (), data.inputs, Mode(train=train))
-    assert state == ()
     body = reference_pepnet.PEPNet(*exact.body)
     h = reference_pepnet.hidden(body, data.flat, data.scenario, data.prior)
     each = [[(p.kernel[s], p.bias[s]) for p in exact.head] for s in range(scenarios)]
     expected = reference.towers([p[:-1] for p in each], [p[-1] for p in each], h, data.scenario)
-    close(output.logits, expected)
+    for mode in (EVALUATION, TRAIN):
+        output, state = backbone.apply(params, (), data.inputs, mode)
+        assert state == ()
+        close(output.logits, expected)
 
 
 @ONLY
@@ -172,20 +170,19 @@ def gradient_of(backbone: Backbone) -> Callable[[Any, Inputs], Any]:
     """By the parameters, of a sum of real rows' logits that weighs each row differently."""
 
     def loss(params: Any, inputs: Inputs) -> jax.Array:
-        output, _ = backbone.apply(params, (), inputs, Mode(train=True))
+        output, _ = backbone.apply(params, (), inputs, TRAIN)
         return jnp.where(inputs.mask, jnp.float32(WEIGHT) * output.logits, 0.0).sum()
 
     return jax.jit(jax.grad(loss))
 
 
 def test_every_parameter_learns_also_with_d3_as_the_head(draw: Draw) -> None:
-    for head in (towers((4,)), d3(D3Config(field_hidden=2, width=5))):
-        backbone = pepnet_backbone(head, PEPNetOptions((6, 5)), PRIOR)
-        params, _ = draw(backbone.declare(SIZES).params)
-        rows = Rows(draw)
-        for path, leaf in jax.tree.leaves_with_path(gradient_of(backbone)(params, rows.inputs)):
-            assert np.isfinite(leaf).all(), path
-            assert np.abs(leaf).max() > 0, path
+    backbone = pepnet_backbone(d3(D3Config(field_hidden=2, width=5)), PEPNetOptions((6, 5)), PRIOR)
+    params, _ = draw(backbone.declare(SIZES).params)
+    rows = Rows(draw)
+    for path, leaf in jax.tree.leaves_with_path(gradient_of(backbone)(params, rows.inputs)):
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
     output, _ = backbone.apply(params, (), rows.inputs, EVALUATION)
     assert output.attention is not None
     assert output.gate is not None

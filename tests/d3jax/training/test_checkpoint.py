@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import re
 import shutil
+import time
 from functools import cache
 
 import jax
@@ -225,6 +226,21 @@ def test_donated_steps_do_not_reach_into_a_save_under_way(checkpoints, schema, t
     restored = checkpoints.restore(trainer.abstract).state
     assert_equal_bits(restored, before)
     assert not np.array_equal(state.params.embedding.table, before.params.embedding.table)
+
+
+def test_a_reader_leaves_a_save_under_way_alone_and_the_next_writer_clears_it(tmp_path, open_at):
+    save_all(open_at(tmp_path), [None])
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    (unfinished / "state").mkdir(parents=True)
+    reader = open_at(tmp_path, writer=False)
+    assert reader.steps() == [1]
+    assert reader.restore(small()).step == 1
+    assert unfinished.exists()
+    open_at(tmp_path)
+    deadline = time.monotonic() + 30
+    while unfinished.exists():  # Orbax removes it in a thread
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

@@ -296,8 +296,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
 ):
     seen = []
     message = (
-        r"^the loss at step 3 is nan and the gradient's norm nan; nothing of it was saved\. Resume "
-        "from the last checkpoint with a smaller --learning-rate, or look at the rows of that step$"
+        r"^the loss at step 3 is nan and the gradient's norm nan; nothing of it was saved\. Start "
+        "a new run with a smaller --learning-rate, or look at the rows of that step$"
     )
     config = config_of(checkpoint_every=every)
     with pytest.raises(TrainingError, match=message):

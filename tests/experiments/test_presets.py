@@ -1,0 +1,87 @@
+"""Every preset can be built, and is what its name gives on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3jax.base import Mode
+from d3jax.batch import Batch, Field, Schema
+from d3jax.config import Config, TrainConfig
+from d3jax.model import build_model
+from d3jax.parameters import count
+from d3jax.training.fit import build_trainer
+from d3jax.training.sharding import place_batch
+from experiments.cli import PresetName, Train, parse
+from experiments.presets import OFFICIAL, PRESETS, SYNTHETIC
+
+SCHEMA = Schema(
+    (Field("user", 20), Field("item", 15), Field("place", 4)), ("home", "slot"), "place"
+)
+
+
+def rows(number: int) -> Batch:
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.integers(0, field.size, number) for field in SCHEMA.fields], axis=1)
+    return Batch(
+        ids=ids.astype(np.int32),
+        scenario=rng.integers(0, 2, number).astype(np.int32),
+        label=rng.integers(0, 2, number).astype(np.float32),
+        mask=np.ones(number, bool),
+    )
+
+
+def test_the_command_line_offers_all_presets() -> None:
+    assert set(get_args(PresetName)) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("spelling", ["--preset {}", "--preset={}"])
+def test_a_preset_on_the_command_line_is_the_configuration(name: str, spelling: str) -> None:
+    verb = parse(["train", *spelling.format(name).split()])
+    assert isinstance(verb, Train)
+    sections = {section: vars(verb)[section] for section in vars(Config())}
+    assert Config(**sections) == PRESETS[name]
+
+
+def test_without_a_name_it_is_the_one_of_the_embedded_data() -> None:
+    verb = parse(["train"])
+    assert isinstance(verb, Train)
+    assert (verb.model, verb.optimizer) == (SYNTHETIC.model, SYNTHETIC.optimizer)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json_and_builds_a_run(name: str) -> None:
+    config = PRESETS[name]
+    assert Config.from_json(config.to_json()) == config
+    trainer = build_trainer(SCHEMA, config, steps_per_epoch=3)
+    table = trainer.abstract.params.embedding
+    assert count(table) == (20 + 15 + 4) * config.model.embedding_dim
+    assert count(trainer.abstract.params.network) > 1000
+    moments = trainer.abstract.optimizer_state[0]
+    assert count(moments.mu) == count(moments.nu) == count(trainer.abstract.params)
+
+
+def test_the_official_preset_takes_a_step() -> None:
+    config = dataclasses.replace(OFFICIAL, train=TrainConfig(batch_size=64, epochs=1))
+    trainer, batch = build_trainer(SCHEMA, config, steps_per_epoch=10), rows(64)
+    state = trainer.init()
+    before = jax.device_get(state)
+    after, info = trainer.train_step(state, place_batch(trainer.mesh, batch))
+    # Its batch norms make a row's logit depend on the whole batch, spread over eight devices.
+    model = build_model(SCHEMA, config)
+    output, _ = jax.jit(lambda p, s, b: model.apply(p, s, b, Mode(train=True)))(
+        before.params, before.model_state, jax.tree.map(jnp.asarray, batch)
+    )
+    logits = np.asarray(output.logits, np.float64)
+    expected = np.mean(np.logaddexp(0, logits) - batch.label * logits)
+    assert info.cross_entropy == pytest.approx(expected, abs=1e-6)
+    assert info.loss == pytest.approx(expected, abs=1e-6), "no row is weighed before step 7"
+    moved = jax.tree.map(lambda old, new: not np.array_equal(old, new), before, after)
+    assert all(jax.tree.leaves(moved.model_state))
+    assert np.mean(jax.tree.leaves(moved.params)) > 0.9
