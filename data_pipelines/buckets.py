@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import ibis
 import numpy as np
@@ -60,7 +61,7 @@ def bucket_names(edges: Sequence[float] | np.ndarray, what: str = "x") -> list[s
     texts = [f"{edge:.17g}" for edge in edges]
     if not texts:
         return [f"any {what}"]
-    between = [f"{low} <= {what} < {high}" for low, high in zip(texts[:-1], texts[1:], strict=True)]
+    between = [f"{low} <= {what} < {high}" for low, high in pairwise(texts)]
     return [f"{what} < {texts[0]}", *between, f"{what} >= {texts[-1]}"]
 
 

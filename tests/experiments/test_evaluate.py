@@ -113,6 +113,17 @@ def test_best_weights_are_not_the_newest(trained: Path, tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, loaded.state.params, best.state.params)
 
 
+def test_evaluating_a_run_that_trains_leaves_its_save_under_way_alone(
+    trained: Path, tmp_path: Path, capsys: Shown
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    unfinished = run / "checkpoints" / "19.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    shown_json([str(run)], capsys)
+    assert unfinished.exists()
+
+
 def refusal(run: Path, data: Path, capsys: Shown) -> str:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["evaluate", str(run), "--data", str(data)])

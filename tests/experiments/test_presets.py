@@ -14,7 +14,7 @@ from d3jax.base import Mode
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config, TrainConfig
 from d3jax.model import build_model
-from d3jax.parameters import count
+from d3jax.parameters import count, named_leaves
 from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
 from experiments.cli import PresetName, Train, parse
@@ -84,4 +84,7 @@ def test_the_official_preset_takes_a_step() -> None:
     assert info.loss == pytest.approx(expected, abs=1e-6), "no row is weighed before step 7"
     moved = jax.tree.map(lambda old, new: not np.array_equal(old, new), before, after)
     assert all(jax.tree.leaves(moved.model_state))
-    assert np.mean(jax.tree.leaves(moved.params)) > 0.9
+    # The authors' code stops the generator's gradient, so their attention never learns.
+    still = {name for name, was in named_leaves(moved.params).items() if not was}
+    attention = {name for name in named_leaves(before.params) if ".attention." in name}
+    assert still == attention
