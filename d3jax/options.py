@@ -123,7 +123,7 @@ class STAROptions:
     """With D3, a factor on the gated product; 4 makes an even gate neutral."""
 
     def __post_init__(self) -> None:
-        widths("star.layers", self.layers, empty=False)
+        widths("star.layers", self.layers)
         widths("star.auxiliary", self.auxiliary)
         one_of("star.scenario_init", self.scenario_init, get_args(ScenarioInit))
         one_of("star.gate_depth", self.gate_depth, get_args(GateDepth))

@@ -181,32 +181,35 @@ def test_one_scenario_and_one_row_work(name):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def after_two_steps(name: str, devices: int):
-    """A trainer on some devices, and its state after two steps."""
+def two_steps(name: str, devices: int):
+    """A trainer on some devices, the loss and moments of a first step, the state of a second.
+
+    Only the first is compared between devices: Adam makes a whole step out of a gradient that
+    is nothing but rounding, and devices round differently.
+    """
     mesh = make_mesh(jax.devices()[:devices])
     with jax.numpy_dtype_promotion("standard"):  # optax' bias correction relies on it
         trainer = build_trainer(SCHEMA, SENSIBLE[name], 4, mesh)
-        state = trainer.init()
-        for seed in range(2):
-            state, info = trainer.train_step(state, place_batch(mesh, make_batch(seed=seed)))
-    return trainer, state, info
+        state, info = trainer.train_step(trainer.init(), place_batch(mesh, make_batch(seed=0)))
+        first = jax.device_get((info.loss, state.optimizer_state[0].mu))
+        state, _ = trainer.train_step(state, place_batch(mesh, make_batch(seed=1)))
+    return trainer, first, state
 
 
 @each
 def test_eight_devices_equal_one_and_a_checkpoint_is_exact(name, tmp_path):
-    _, one, info_one = after_two_steps(name, 1)
-    trainer, eight, info_eight = after_two_steps(name, 8)
+    _, (loss_one, moments_one), _ = two_steps(name, 1)
+    trainer, (loss_eight, moments_eight), state = two_steps(name, 8)
     assert trainer.train_step._cache_size() == 1
-    assert float(info_eight.loss) == pytest.approx(float(info_one.loss), abs=2e-6)
-    moments = jax.device_get((one.optimizer_state[0].mu, eight.optimizer_state[0].mu))
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(moments[0]))
-    for ours, theirs in zip(*map(jax.tree.leaves, moments), strict=True):
+    assert float(loss_eight) == pytest.approx(float(loss_one), abs=1e-6)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(moments_one))
+    for ours, theirs in zip(*map(jax.tree.leaves, (moments_eight, moments_one)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
     checkpoints = Checkpoints(tmp_path, {})
-    checkpoints.save(2, eight, {})
+    checkpoints.save(2, state, {})
     restored = checkpoints.restore(trainer.abstract).state
     checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(eight))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
 
 
 def test_an_unknown_scenario_is_refused():

@@ -156,7 +156,8 @@ def test_d3_count_is_the_closed_formula(backbone: Any) -> None:
     config = Config(ModelConfig(backbone, "d3", 16, bottom_layers=(128, 64)), D3Config())
     flat, table = N * 16, SCHEMA.num_rows * 16
     bottom, width = (0, flat) if backbone == "plain" else (flat * 128 + 128 + 128 * 64 + 64, 64)
-    head = reference.d3_parameter_count(N, 16, 64, width, 32)
+    outputs = 128 if backbone == "plain" else 32
+    head = reference.d3_parameter_count(N, 16, 64, width, outputs)
     assert count(build_model(SCHEMA, config).declared.params) == table + bottom + head
 
 

@@ -105,7 +105,7 @@ def test_best_weights_are_not_the_newest(trained: Path, tmp_path: Path) -> None:
     run = open_run(tmp_path / "run")
     best = load_best(run)
     worse = best.state._replace(params=jax.tree.map(jnp.zeros_like, best.state.params))
-    checkpoints = run.checkpoints()
+    checkpoints = run.checkpoints(writer=False)
     checkpoints.save(19, worse, {"step": 19, "best_step": best.step})
     checkpoints.close()
     loaded = load_best(run)
