@@ -17,6 +17,7 @@ import ibis
 from d3jax.errors import DataError
 from data_pipelines.ali_ccp import DROPPED, ITEM, POSITION, USER
 from data_pipelines.ali_ccp_files import FIELD_NAMES
+from data_pipelines.engine import hand_over, text_parser
 from data_pipelines.source import FieldSource, Source
 
 SCENARIOS = ("1", "2", "3")
@@ -34,14 +35,17 @@ _FORMATS = {
 _AGAIN = "download the file again"
 
 
-def ali_ccp_encoded(connection: ibis.BaseBackend, directory: Path) -> Source:
+def ali_ccp_encoded(
+    connection: ibis.BaseBackend, directory: Path, scratch: Path | None = None
+) -> Source:
     """The rows of `ali_ccp_{train,val,test}*.csv` in `directory`, with their own ids and split.
 
+    An engine other than DuckDB needs a folder `scratch`, which its workers see.
     Raises `DataError` naming file, line, column and value for an id that is not a whole number,
     a label other than 0 and 1, or a position other than 1, 2 and 3.
     """
     paths = {split: _path(directory, name) for name, split in _SPLITS.items()}
-    rows = ibis.union(*(_read(connection, path, split) for split, path in paths.items()))
+    rows = ibis.union(*(_read(connection, path, split, scratch) for split, path in paths.items()))
     is_dropped = (rows.click == "0") & (rows.purchase == "1")
     dropped = rows.filter(is_dropped).count().to_pyarrow().as_py()
     return Source(
@@ -70,10 +74,11 @@ def _path(directory: Path, name: str) -> Path:
             raise DataError(f"{directory} must have one file {pattern}; it has {found}")
 
 
-def _read(connection: ibis.BaseBackend, path: Path, split: str) -> ibis.Table:
+def _read(connection: ibis.BaseBackend, path: Path, split: str, scratch: Path | None) -> ibis.Table:
     """The columns of `_FORMATS` as strings, checked in one pass, and the split."""
     try:
-        table = connection.read_csv(path, header=True, delim=",", all_varchar=True)
+        parser = text_parser(connection, scratch)
+        table = parser.read_csv(path, header=True, delim=",", all_varchar=True)
         if missing := [name for name in _FORMATS if name not in table.columns]:
             raise DataError(
                 f"file {path.name} has no column {missing[0]!r}; it has {', '.join(table.columns)}"
@@ -93,7 +98,8 @@ def _read(connection: ibis.BaseBackend, path: Path, split: str) -> ibis.Table:
                 f"file {path.name}, line {_line_number(path, name, value)}: column {name} is "
                 f"{value!r}, not {_FORMATS[name][1]}; {_AGAIN}"
             )
-    return table.mutate(split=ibis.literal(split))
+    rows = hand_over(table, connection, scratch, f"{path.stem}.parquet")
+    return rows.mutate(split=ibis.literal(split))
 
 
 def _line_number(path: Path, name: str, value: str) -> int:

@@ -16,6 +16,7 @@ import ibis
 from ibis.expr.types import ArrayValue, StringValue
 
 from d3jax.errors import DataError
+from data_pipelines.engine import text_parser
 
 # fmt: off
 FIELD_NAMES = (
@@ -78,14 +79,15 @@ def parse(
     how to join them. Raises `DataError` when the file is missing or isn't UTF-8, or naming line
     and value for a malformed line.
     """
-    lines = _read_lines(connection, path)
+    parser = text_parser(connection, scratch)
+    lines = _read_lines(parser, path)
     staged = scratch / f"{path.stem}.parquet"
     try:
         formats = ",".join(_FORMATS[name] for name in COLUMNS[kind])
         malformed = lines.filter(~lines.line.re_search(f"^{formats}$")).line.min()
         if (line := malformed.to_pyarrow().as_py()) is not None:
             raise DataError(_describe(path, kind, line))
-        connection.to_parquet(_split(lines, kind, max_slots), staged)
+        parser.to_parquet(_split(lines, kind, max_slots), staged)
     except duckdb.InvalidInputException as error:
         reason = str(error).splitlines()[0]
         raise DataError(

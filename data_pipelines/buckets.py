@@ -82,9 +82,10 @@ def _hash_id(value: str, buckets: int) -> int:
 def hash_expression(text: StringValue, buckets: int) -> IntegerValue:
     """What `hash_ids` gives for a text that is not empty, for any engine to compute."""
     digest = text.hexdigest("md5")
-    number = ibis.literal(0, "int64")
+    # Engines differ in how they parse hexadecimal numbers and how wide their integers are, but not
+    # in finding a character, and a float64 holds 53 bits exactly.
+    number = ibis.literal(0.0)
     for place in range(_DIGITS):
-        # Engines differ in how they parse hexadecimal numbers, but not in finding a character.
-        digit = ibis.literal("0123456789abcdef").find(digest.substr(place, 1)).cast("int64")
-        number = number * 16 + digit
-    return (number % buckets + 1).cast("int32")
+        digit = ibis.literal("0123456789abcdef").find(digest.substr(place, 1))
+        number = number * 16 + digit.cast("float64")
+    return (number.cast("int64") % buckets + 1).cast("int32")

@@ -4,6 +4,7 @@ schema.json                        format version, fields, scenarios, how it was
 vocabularies/<field>.parquet       value (string), id (int32), count (int64) in train
 <split>/ids.npy                    [R K] int32
 <split>/scenario.npy, label.npy    [R] int32, [R] float32
+checksums.json                     SHA-256 of the other files
 """
 
 from __future__ import annotations
@@ -112,6 +113,20 @@ def check_rows(prepared: Prepared, chunk: int = 1 << 20) -> None:
             _check_chunk(prepared, split, rows, start, start + chunk)
 
 
+def check_replaceable(directory: Path, overwrite: bool) -> None:
+    """Raises `DataError` when `directory` exists and can't be replaced by a prepared one."""
+    if not directory.exists():
+        return
+    if not overwrite:
+        raise DataError(f"{directory} exists; choose another directory or pass --overwrite")
+    empty = directory.is_dir() and not any(directory.iterdir())
+    if not empty and not (directory / "schema.json").is_file():
+        raise DataError(
+            f"{directory} is not a prepared directory, so it is not replaced; "
+            "choose another directory"
+        )
+
+
 @contextmanager
 def building(directory: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a new folder that becomes `directory` when the block succeeds, and never half of it.
@@ -121,7 +136,7 @@ def building(directory: Path, overwrite: bool = False) -> Iterator[Path]:
     `DataError` when `directory` exists and can't be replaced.
     """
     directory = directory.resolve()
-    _check_replaceable(directory, overwrite)
+    check_replaceable(directory, overwrite)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
         new = Path(scratch) / "new"
@@ -245,19 +260,6 @@ def _check_chunk(prepared: Prepared, split: str, rows: Rows, start: int, stop: i
         raise DataError(
             f"label {label[row]} in row {start + row} of "
             f"{_column(prepared.directory, split, 'label')} is neither 0 nor 1; {_AGAIN}"
-        )
-
-
-def _check_replaceable(directory: Path, overwrite: bool) -> None:
-    if not directory.exists():
-        return
-    if not overwrite:
-        raise DataError(f"{directory} exists; choose another directory or pass --overwrite")
-    empty = directory.is_dir() and not any(directory.iterdir())
-    if not empty and not (directory / "schema.json").is_file():
-        raise DataError(
-            f"{directory} is not a prepared directory, so it is not replaced; "
-            "choose another directory"
         )
 
 

@@ -1,10 +1,12 @@
-"""The embedded engine, told how much memory it may take and where it may spill."""
+"""The engines: DuckDB in this process, told how much memory it may take, and Spark."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import ibis
+
+from d3jax.errors import ConfigError
 
 MEMORY = "2GB"
 """What DuckDB may hold at once. The process takes up to twice as much: the operators that can't
@@ -28,3 +30,48 @@ def duckdb_engine(
     if threads is not None:
         settings["threads"] = threads
     return ibis.duckdb.connect(**settings)
+
+
+def text_parser(connection: ibis.BaseBackend, scratch: Path | None) -> ibis.BaseBackend:
+    """DuckDB, which splits lines into columns for other engines too: `connection` if it is one."""
+    if connection.name == "duckdb":
+        return connection
+    if scratch is None:
+        raise ConfigError(f"the engine {connection.name} needs a folder for the parsed rows")
+    return duckdb_engine(scratch)
+
+
+def hand_over(
+    table: ibis.Table, connection: ibis.BaseBackend, scratch: Path | None, name: str
+) -> ibis.Table:
+    """A parsed table as `connection` sees it: through a file `name` in `scratch` where it must."""
+    parser = table.get_backend()
+    if parser is connection or scratch is None:
+        return table
+    parser.to_parquet(table, scratch / name)
+    return connection.read_parquet(scratch / name)
+
+
+def spark_engine(scratch: Path) -> ibis.BaseBackend:
+    """Spark as its usual configuration says: local, or the cluster of SPARK_CONF_DIR or a master.
+
+    Where it runs on many machines, all of them must see `scratch` and the raw files. Raises
+    `ConfigError` when pyspark or Java is missing.
+    """
+    try:
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ConfigError(
+            f"the engine spark is not installed ({error}); run pip install 'd3jax[spark]'"
+        ) from error
+    try:
+        session = (
+            SparkSession.builder.appName("d3jax")
+            .config("spark.sql.session.timeZone", "UTC")
+            .config("spark.local.dir", str(scratch))
+            .getOrCreate()
+        )
+    except (PySparkException, RuntimeError) as error:
+        raise ConfigError(f"Spark does not start ({error}); it needs Java 17 or newer") from error
+    return ibis.pyspark.connect(session)

@@ -31,6 +31,9 @@ SUPPORT = 10
 """Training rows from which on a value's clicks are evidence."""
 
 
+_LEAK = "what is known only after the click can't be a field, so leave it out"
+
+
 class Code(NamedTuple):
     """A field's place in the schema and `ranked`: the id and slot of each value of a raw string.
 
@@ -166,10 +169,8 @@ def _in_buckets(
     stage: Stage, pairs: ibis.Table, present: ibis.Table, origin: FieldSource, column: str
 ) -> _Fitted:
     """The ids of quantiles of the training rows; a bucket's value is its range."""
-    totals = present.group_by("value").agg(count=present["count"].sum())
-    # By value, so that what is collected does not depend on the engine.
-    seen = totals.select(totals.value, totals["count"].cast("int64")).order_by("value")
-    table = seen.to_pyarrow()
+    # A number is a value of its own raw string. In order, whatever the engine.
+    table = present.select("value", "count", "clicks").order_by("value").to_pyarrow()
     values, counts = table["value"].combine_chunks(), table["count"].to_numpy()
     numbers = parse_numbers(values)
     if wrong := np.flatnonzero(np.isnan(numbers)).tolist():
@@ -177,6 +178,7 @@ def _in_buckets(
             f"field {origin.name!r}: {values[wrong[0]].as_py()!r} is not a number; correct it, or "
             "don't prepare the field as numbers"
         )
+    _check_separation(numbers, counts, table["clicks"].to_numpy(), origin.name)
     edges = fit_edges(numbers, counts, origin.quantiles or 1)
     ids = assign(numbers, edges) + 1
     names = bucket_names(edges)
@@ -184,6 +186,21 @@ def _in_buckets(
     vocabulary = pa.table({"value": names, "id": _ids(len(names)), "count": rows})
     known = stage.put(f"buckets_{column}", pa.table({"value": values, "id": pa.array(ids)}))
     return _Fitted(_look_up(pairs, known), vocabulary, tuple(edges.tolist()))
+
+
+def _check_separation(
+    numbers: np.ndarray, counts: np.ndarray, clicks: np.ndarray, name: str
+) -> None:
+    """Refuses numbers that decide the label, whatever buckets they would be in."""
+    if clicks.sum() < SUPPORT or (counts - clicks).sum() < SUPPORT:
+        return
+    clicked, others = numbers[clicks > 0], numbers[counts > clicks]
+    above, below = clicked.min() > others.max(), clicked.max() < others.min()
+    if above or below:
+        raise DataError(
+            f"field {name!r} gives the label away: in the training rows, the numbers of rows with "
+            f"label 1 all lie {'above' if above else 'below'} those with 0; {_LEAK}"
+        )
 
 
 def _ids(size: int) -> np.ndarray:
@@ -227,6 +244,5 @@ def _check_leakage(coded: ibis.Table, name: str) -> None:
         raise DataError(
             f"field {name!r} gives the label away: each of its {found['values']} values with at "
             f"least {SUPPORT} training rows goes with one label only, such as "
-            f"{found['clicked']!r} with 1 and {found['unclicked']!r} with 0; what is known only "
-            "after the click can't be a field, so leave it out"
+            f"{found['clicked']!r} with 1 and {found['unclicked']!r} with 0; {_LEAK}"
         )

@@ -20,6 +20,7 @@ import ibis
 from ibis.expr.types import BooleanValue
 
 from d3jax.errors import DataError
+from data_pipelines.engine import hand_over, text_parser
 from data_pipelines.source import FieldSource, Source
 
 AGE_GROUPS = {
@@ -82,13 +83,16 @@ def opened(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def movielens_1m(connection: ibis.BaseBackend, directory: Path) -> Source:
+def movielens_1m(
+    connection: ibis.BaseBackend, directory: Path, scratch: Path | None = None
+) -> Source:
     """The ratings in `directory`, joined with their users and movies, as rows to prepare.
 
+    An engine other than DuckDB needs a folder `scratch`, which its workers see.
     Raises `DataError` naming file, line and value for a line that is cut short, a rating outside
     1 to 5, an unknown age code, an id that appears twice, or a rating of an unknown user or movie.
     """
-    users, movies, ratings = (_read(connection, directory / name) for name in _FILES)
+    users, movies, ratings = (_read(connection, directory / name, scratch) for name in _FILES)
     _check_users(users)
     _check_unique(movies, "MovieID")
     _check_ratings(ratings)
@@ -105,6 +109,7 @@ def movielens_1m(connection: ibis.BaseBackend, directory: Path) -> Source:
         key=("user", "movie", "timestamp"),
         label_rule="rating > 3",
         files=tuple(directory / name for name in _FILES),
+        time="timestamp",
     )
 
 
@@ -133,12 +138,13 @@ def _extract(path: Path, folder: Path) -> None:
         raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
 
 
-def _read(connection: ibis.BaseBackend, path: Path) -> _File:
+def _read(connection: ibis.BaseBackend, path: Path, scratch: Path | None) -> _File:
     """Splits the lines of a file into its columns; blank lines hold no row."""
     if not path.is_file():
         _check_present(path.parent, [entry.name for entry in path.parent.glob("*")])
     names = _FILES[path.name]
-    lines = _read_lines(connection, path)
+    read = _read_lines(text_parser(connection, scratch), path)
+    lines = hand_over(read, connection, scratch, f"{path.name}.parquet")
     parts = lines.line.split("::")
     wrong = lines.filter(parts.length() != len(names)).select("line")
     if line := _first(wrong):
@@ -256,7 +262,7 @@ def _join(users: ibis.Table, movies: ibis.Table, ratings: ibis.Table) -> ibis.Ta
         zip=joined.Zip,
         genres=joined.Genres,
         year=joined.Title.re_extract(r"\(([0-9]{4})\)\s*$", 1),
-        timestamp=joined.Timestamp,
+        timestamp=joined.Timestamp.cast("int64"),
         label=(joined.Rating.cast("int64") > 3).cast("int64"),
         scenario=scenario.cast("int64"),
     )

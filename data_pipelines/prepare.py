@@ -8,9 +8,8 @@ evidence of an error are collected.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.expr.types import StringValue
 
 from d3jax.batch import EMPTY, UNKNOWN, Schema
-from d3jax.errors import ConfigError, DataError
+from d3jax.errors import DataError
+from data_pipelines.checksums import sha256, write_checksums
 from data_pipelines.columns import (
     SPLITS,
     Prepared,
@@ -31,8 +30,10 @@ from data_pipelines.columns import (
     write_rows,
     write_schema,
 )
+from data_pipelines.disk import full_disk_named
 from data_pipelines.fields import Code, encode_field
 from data_pipelines.source import LARGEST_ID, PrepareConfig, Source
+from data_pipelines.splits import describe_split, event_digest, split_of, split_rule
 from data_pipelines.stage import Stage
 
 Progress = Callable[[str, int, int], None]
@@ -48,15 +49,21 @@ def prepare(
 ) -> Prepared:
     """Splits and encodes the rows of `source` into the prepared directory `out`.
 
-    A row's split is a function of the seed and its key alone where the source doesn't say it, and
-    vocabularies see train only. Raises `DataError` when `out` exists and `overwrite` is false, a
-    label is not 0 or 1, a split is unknown or empty or a scenario has no row in train.
+    Where the source doesn't say a row's split, it follows from the seed and the row's key or user
+    alone, or from its time; whatever is fitted sees train only. Raises `DataError` when `out`
+    exists and `overwrite` is false, a label is not 0 or 1, a field gives the label away, a split
+    is unknown or empty or a scenario has no row in train.
     """
-    steps = _steps(source, progress)
-    with (
-        building(out, overwrite) as directory,
-        tempfile.TemporaryDirectory(dir=directory) as folder,
-    ):
+    with full_disk_named(out), building(out, overwrite) as directory:
+        _prepare_into(directory, source, config, _steps(source, progress))
+        write_checksums(directory)
+    return open_prepared(out)
+
+
+def _prepare_into(
+    directory: Path, source: Source, config: PrepareConfig, steps: Iterator[None]
+) -> None:
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
         stage = Stage(source.rows.get_backend(), Path(folder))
         next(steps)
         rows = stage("rows", _keyed_rows(source, config))
@@ -73,7 +80,6 @@ def prepare(
             chunks = _stream(stage.folder / split, schema.num_slots)
             write_rows(directory, split, count, schema.num_slots, chunks)
         write_schema(directory, schema, _provenance(source, config, codes, counts))
-    return open_prepared(out)
 
 
 def _steps(source: Source, progress: Progress | None) -> Iterator[None]:
@@ -87,76 +93,16 @@ def _steps(source: Source, progress: Progress | None) -> Iterator[None]:
 def _keyed_rows(source: Source, config: PrepareConfig) -> ibis.Table:
     """Columns `digest`, `split`, `scenario`, `label` and `value_<i>` of field i, no value NULL."""
     rows = source.rows
-    digest = _digest(rows, source.key, config.seed)
+    digest = event_digest(rows, source.key, config.seed)
     values = [
         rows[field.name].fill_null("").name(f"value_{index}")
         for index, field in enumerate(source.fields)
     ]
-    split = _split(source, config).name("split")
-    return rows.select(digest.name("digest"), split, "scenario", "label", *values)
-
-
-def _digest(rows: ibis.Table, columns: Sequence[str], seed: int) -> StringValue:
-    text = ibis.literal(str(seed))
-    for name in columns:
-        text = text + "|" + rows[name].cast("string").fill_null("")
-    return text.hexdigest("md5")
-
-
-def _split(source: Source, config: PrepareConfig) -> StringValue:
-    """The split of each row: the publisher's where there is one, else what `config` asks for."""
-    rows = source.rows
-    if source.split is not None:
-        if config.split != "random":
-            raise ConfigError(
-                f"these data come with a split of their own ({source.split_rule}); it can't be "
-                f"by {config.split}"
-            )
-        drawn = _drawn(_digest(rows, source.key, config.seed), 0.0, config.validation_fraction)
-        return rows[source.split].fill_null(drawn)
-    if config.split == "time":
-        return _latest(rows, _required(source.time, "time"), config)
-    key = source.key
-    if config.split == "user":
-        key = (_required(source.user_field, "user"),)
-    digest = _digest(rows, key, config.seed)
-    return _drawn(digest, config.test_fraction, config.validation_fraction)
-
-
-def _required(column: str | None, kind: str) -> str:
-    if column is None:
-        raise ConfigError(f"a split by {kind} needs to know the column of the {kind}; name it")
-    return column
-
-
-def _drawn(digest: StringValue, test: float, validation: float) -> StringValue:
-    return ibis.cases(
-        (digest < _threshold(test), "test"),
-        (digest < _threshold(test + (1 - test) * validation), "validation"),
-        else_="train",
+    split = split_of(source, config).name("split")
+    label, scenario = rows[source.label_column], rows[source.scenario_column]
+    return rows.select(
+        digest.name("digest"), split, scenario.name("scenario"), label.name("label"), *values
     )
-
-
-def _latest(rows: ibis.Table, time: str, config: PrepareConfig) -> StringValue:
-    """The last rows are test, and the last of the others validation; equal times stay together."""
-    train_or_validation = 1 - config.test_fraction
-    train = train_or_validation * (1 - config.validation_fraction)
-    total = rows.count().to_pyarrow().as_py()
-    moments = rows.select(time=rows[time]).order_by("time")
-    bounds = [
-        moments.limit(1, offset=min(int(fraction * total), total - 1)).to_pyarrow()["time"]
-        for fraction in (train_or_validation, train)
-        if total
-    ]
-    starts = [bound[0].as_py() for bound in bounds] or [0, 0]
-    return ibis.cases(
-        (rows[time] >= starts[0], "test"), (rows[time] >= starts[1], "validation"), else_="train"
-    )
-
-
-def _threshold(fraction: float) -> str:
-    """The hexadecimal prefix below which this fraction of all digests lies."""
-    return f"{int(fraction * 2**32):08x}"
 
 
 def _count(rows: ibis.Table, source: Source, config: PrepareConfig) -> dict[str, int]:
@@ -179,22 +125,10 @@ def _count(rows: ibis.Table, source: Source, config: PrepareConfig) -> dict[str,
     if empty := [split for split, count in counts.items() if not count]:
         raise DataError(
             f"split {empty[0]!r} has no rows: there are {sum(counts.values())} in all, "
-            f"{_describe_split(source, config)}; give more rows, other fractions or another seed"
+            f"{describe_split(source, config)}; give more rows, other fractions or another seed"
         )
     _check_scenarios(groups, source)
     return counts
-
-
-def _describe_split(source: Source, config: PrepareConfig) -> str:
-    if source.split is not None:
-        return (
-            f"and column {source.split!r} gives it none; validation_fraction is "
-            f"{config.validation_fraction}"
-        )
-    return (
-        f"test_fraction is {config.test_fraction} and validation_fraction "
-        f"{config.validation_fraction}"
-    )
 
 
 def _describe_label(wrong: ibis.Table, source: Source) -> str:
@@ -297,6 +231,8 @@ def _provenance(
     fields = source.fields
     optional = {
         "dropped": dict(source.dropped),
+        "unmatched": dict(source.unmatched),
+        "repeated_events": source.repeated,
         "buckets": {code.field.name: list(code.edges) for code in codes if code.edges is not None},
         "hashed": {field.name: field.hash_buckets for field in fields if field.hash_buckets},
     }
@@ -308,9 +244,9 @@ def _provenance(
         scenario["edges"] = list(source.scenario_edges)
     return {
         "label_rule": source.label_rule,
-        "split": _split_rule(source, config),
+        "split": split_rule(source, config),
         "rows": counts,
-        "sources": {path.name: _sha256(path) for path in source.files},
+        "sources": {path.name: sha256(path) for path in source.files},
         "scenario": scenario,
         "separators": {
             field.name: field.separator for field in fields if field.separator is not None
@@ -318,26 +254,3 @@ def _provenance(
         "min_count": config.min_count,
         **{name: value for name, value in optional.items() if value},
     }
-
-
-def _split_rule(source: Source, config: PrepareConfig) -> dict[str, Any]:
-    rule: dict[str, Any] = {
-        "method": "md5 of seed and key",
-        "key": list(source.key),
-        "seed": config.seed,
-        "test_fraction": config.test_fraction,
-        "validation_fraction": config.validation_fraction,
-    }
-    if source.split is not None:
-        del rule["test_fraction"]
-        rule["method"] = f"{source.split_rule}; what is not, by md5 of seed and key"
-    elif config.split == "time":
-        rule["method"] = f"the latest rows by {source.time}"
-    elif config.split == "user":
-        rule |= {"method": "md5 of seed and user", "key": [source.user_field]}
-    return rule
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -44,15 +44,18 @@ class Raw(NamedTuple):
 
 
 def read_raw(
-    connection: ibis.BaseBackend, source: Path, scratch: Path, form: Format | None = None
+    connection: ibis.BaseBackend,
+    source: Path | Sequence[Path],
+    scratch: Path,
+    form: Format | None = None,
 ) -> Raw:
-    """Reads a .parquet or delimited text file, or a directory or glob of them, into `connection`.
+    """Reads .parquet or delimited text, a file or a directory, glob or list, into `connection`.
 
     An empty value is NULL. The staged rows stay in the folder `scratch`, which all workers of the
     engine must see. Raises `DataError` naming file, line and column for whatever makes the rows
     unreadable or ambiguous, or when the files differ in their headers.
     """
-    files = find_files(source)
+    files = find_files(source) if isinstance(source, Path) else tuple(source)
     folder = Path(tempfile.mkdtemp(dir=scratch))
     staged = folder / "rows.parquet"
     if all(_is_parquet(file) for file in files):

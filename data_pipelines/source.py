@@ -55,10 +55,11 @@ class FieldSource:
 class Source:
     """Raw rows as one table expression, and what its columns mean.
 
-    `rows` has a string column per field, `label` (0 or 1), `scenario` (an index into
-    `scenarios`) and the columns of `key`, strings or integers that identify an event: rows with
-    equal keys fall on the same side of the split. `scenario_field` is the column that decides
-    the scenario, `scenario_values` maps its raw values to names; `files` are what was read.
+    `rows` has a string column per field, a label (0 or 1) in `label_column`, an index into
+    `scenarios` in `scenario_column`, and the columns of `key`, strings or integers that identify
+    an event: rows with equal keys fall on the same side of the split. `scenario_field` is the
+    column that decides the scenario, `scenario_values` maps its raw values to names; `files` are
+    what was read.
 
     With `scenario_edges` it holds numbers instead: the first scenario is what lies below the
     first edge, and an edge belongs to the scenario above it.
@@ -66,7 +67,8 @@ class Source:
     Where the publisher decided the split, `split` names the column that says 'train',
     'validation' or 'test', by `split_rule`; rows where it is NULL are train, less
     `validation_fraction` of them. `time` is a column in whose order things happened, never NULL.
-    `dropped` counts the rows that were left out, by reason.
+    `dropped` counts the rows that were left out, by reason; `unmatched` those that a joined table
+    knows nothing about, by its name; `repeated` those whose event another row has too.
     """
 
     rows: ibis.Table
@@ -84,6 +86,10 @@ class Source:
     split_rule: str = "as published"
     time: str | None = None
     scenario_edges: tuple[float, ...] = ()
+    label_column: str = "label"
+    scenario_column: str = "scenario"
+    unmatched: Mapping[str, int] = field(default_factory=dict)
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,3 +117,33 @@ class PrepareConfig:
         for name, value in fractions.items():
             if not 0 < value < 1:
                 raise ConfigError(f"{name} is {value}; it must be above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """What the columns of a table mean. All that are named are fields, but for label and time."""
+
+    label: str
+    """A column of 0 and 1, or a rule such as 'rating>3' (>, >=, <, <=, = or !=)."""
+    scenario: str
+    """The column that says the scenario, or 'age=25,35': below 25, from 25 to below 35, above."""
+    fields: tuple[str, ...] = ()
+    """Categorical columns."""
+    user: str | None = None
+    """The column that identifies the user."""
+    item: str | None = None
+    """The column that identifies the item."""
+    time: str | None = None
+    """When a row happened: a number, or a date and time as in 2024-02-26 12:30:00."""
+    multi: tuple[str, ...] = ()
+    """Columns of several values with what separates them, such as 'genres=|'."""
+    numeric: tuple[str, ...] = ()
+    """Columns of numbers with the number of buckets, such as 'price=20'."""
+    hash: tuple[str, ...] = ()
+    """Columns to hash into so many ids, such as 'user=100000'."""
+    join: tuple[str, ...] = ()
+    """Tables that add columns, each with the column they share, such as 'users.csv=user_id'."""
+    separator: str | None = None
+    """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
+    encoding: str = "utf-8"
+    """Of text files: a name that Python knows, such as latin-1."""

@@ -19,6 +19,7 @@ from scipy.special import expit
 from d3jax.batch import Field, Schema
 from d3jax.errors import ConfigError
 from data_pipelines import columns
+from data_pipelines.checksums import write_checksums
 from data_pipelines.columns import Rows
 
 
@@ -149,6 +150,7 @@ def write(data: SyntheticData, directory: Path, overwrite: bool = False) -> None
         for field, table in data.vocabulary.items():
             columns.write_vocabulary(path, field, table)
         columns.write_schema(path, data.schema, _provenance(data))
+        write_checksums(path)
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

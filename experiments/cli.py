@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -39,8 +39,8 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
-from data_pipelines.source import PrepareConfig
 from experiments.presets import PRESETS
+from experiments.sources import Preparation
 
 PREEMPTED = 75
 """Exit code of a run that was asked to stop and saved first (sysexits' EX_TEMPFAIL)."""
@@ -56,21 +56,12 @@ PresetName = Literal["synthetic", "movielens", "text", "official"]
 class Prepare:
     """Turn raw files into a prepared directory."""
 
-    source: tyro.conf.Positional[Literal["movielens-1m"]]
-    """Which data set the files are."""
-    files: tyro.conf.Positional[Path]
-    """Their directory, or the zip they are published in."""
-    out: tyro.conf.Positional[Path]
-    """The prepared directory to make."""
-    config: tyro.conf.OmitArgPrefixes[PrepareConfig] = field(default_factory=PrepareConfig)
-    overwrite: bool = False
-    """Replace the prepared directory if it exists."""
+    source: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[Preparation]]
+    """Where the rows come from."""
 
     def run(self, console: Console) -> None:
         """Prepares the data."""
-        from experiments.prepare import prepare_movielens
-
-        prepare_movielens(self.files, self.out, self.config, self.overwrite, console)
+        self.source.run(console)
 
 
 @dataclass(frozen=True)
@@ -165,7 +156,37 @@ class Predict:
         console.print(f"{total:,} rows scored" + (f"; written to {self.out}" if self.out else ""))
 
 
-Verb = Prepare | Train | Evaluate | Predict
+@dataclass(frozen=True)
+class Check:
+    """Check every byte and every row of a prepared directory."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREPARED")]
+    """A prepared directory."""
+
+    def run(self, console: Console) -> None:
+        """Says that all is well, or what is not."""
+        from experiments.describe import check
+
+        check(self.directory, console)
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Show the rows, click rates and ids of a prepared directory."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREPARED")]
+    """A prepared directory."""
+    picture: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A .png to draw the scenarios' sizes and click rates in."""
+
+    def run(self, console: Console) -> None:
+        """Prints two tables."""
+        from experiments.describe import describe
+
+        describe(self.directory, self.picture, Console())
+
+
+Verb = Prepare | Train | Evaluate | Predict | Check | Describe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -196,6 +217,8 @@ def parse(arguments: Sequence[str]) -> Verb:
         | Annotated[Train, train]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Predict, subcommand("predict")]
+        | Annotated[Check, subcommand("check")]
+        | Annotated[Describe, subcommand("describe")]
     )
     return tyro.cli(cast(Any, verbs), prog="d3jax", description=_ABOUT, args=arguments)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import ibis
@@ -9,26 +13,57 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from data_pipelines.columns import SPLITS, Prepared
-from data_pipelines.movielens import movielens_1m, opened
+from data_pipelines.columns import SPLITS, Prepared, check_replaceable
+from data_pipelines.disk import full_disk_named
+from data_pipelines.engine import duckdb_engine, spark_engine
+from data_pipelines.prepare import Progress as Advance
 from data_pipelines.prepare import prepare
-from data_pipelines.source import PrepareConfig
+from data_pipelines.source import PrepareConfig, Source
 
 
-def prepare_movielens(
-    files: Path, out: Path, config: PrepareConfig, overwrite: bool, console: Console
+@dataclass(frozen=True)
+class Workplace:
+    """Where raw rows are read: an engine, a folder for what doesn't fit in memory, a progress bar.
+
+    What `enter` opened is closed when the rows are prepared.
+    """
+
+    connection: ibis.BaseBackend
+    scratch: Path
+    advance: Advance
+    stack: ExitStack
+
+    def enter(self, context: AbstractContextManager[Path]) -> Path:
+        """Enters a context until the rows are prepared."""
+        return self.stack.enter_context(context)
+
+
+def prepare_source(
+    read: Callable[[Workplace], Source],
+    out: Path,
+    config: PrepareConfig,
+    overwrite: bool,
+    engine: str,
+    console: Console,
 ) -> None:
-    """Prepares MovieLens-1M from its directory or zip."""
-    with opened(files) as directory, Progress(console=console) as bar:
+    """Prepares what `read` gives, on the disk of `out`, and prints a summary."""
+    check_replaceable(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_named(out), ExitStack() as stack, Progress(console=console) as bar:
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+        scratch = Path(stack.enter_context(folder)).resolve()
         task = bar.add_task("reading")
-        source = movielens_1m(ibis.duckdb.connect(), directory)
 
         def advance(name: str, index: int, total: int) -> None:
             bar.update(task, description=name, completed=index, total=total)
 
+        connection = spark_engine(scratch) if engine == "spark" else duckdb_engine(scratch)
+        source = read(Workplace(connection, scratch, advance, stack))
         prepared = prepare(source, out, config, overwrite, advance)
         bar.update(task, description="done", completed=1, total=1)
     console.print(summary(prepared))
+    for line in remarks(prepared):
+        console.print(line)
 
 
 def summary(prepared: Prepared) -> Table:
@@ -43,3 +78,22 @@ def summary(prepared: Prepared) -> Table:
         rate = f"{float(rows.label.mean()):.4f}"
         table.add_row(split, f"{len(rows.label):,}", rate, *(f"{count:,}" for count in scenarios))
     return table
+
+
+def remarks(prepared: Prepared) -> list[str]:
+    """What happened to rows on the way that a reader of the table should know."""
+    provenance = prepared.provenance
+    lines = [
+        f"{count:,} rows left out: {reason}"
+        for reason, count in provenance.get("dropped", {}).items()
+    ]
+    lines += [
+        f"{count:,} rows are unknown to {name}; the columns it adds are missing there"
+        for name, count in provenance.get("unmatched", {}).items()
+    ]
+    if repeated := provenance.get("repeated_events", 0):
+        lines.append(
+            f"{repeated:,} rows repeat the {', '.join(provenance['split']['key'])} of another; "
+            "such rows are on the same side of the split"
+        )
+    return lines

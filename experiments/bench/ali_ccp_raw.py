@@ -114,7 +114,9 @@ class AliCCPBench:
     memory: str = MEMORY
     """DuckDB's memory limit."""
     directory: Path | None = None
-    """Where to put the raw files, which take 600 MB a million rows; a temporary one when None."""
+    """Where to put what is written, a GB for a million rows; the system's folder when None."""
+    keep: Path | None = None
+    """A folder to make the raw files in and leave them there; used again if they are there."""
 
 
 def write_raw(directory: Path, rows: int, scratch: Path) -> None:
@@ -156,18 +158,24 @@ def measure(bench: AliCCPBench, raw: Path, folder: Path, console: Console) -> fl
     return time.perf_counter() - start
 
 
-def main(bench: AliCCPBench) -> None:
-    """Makes the files up in a process of its own, prepares them, and prints speed and memory."""
-    console = Console(log_path=False, width=100)
-    with tempfile.TemporaryDirectory(dir=bench.directory) as scratch:
-        folder = Path(scratch)
-        maker = multiprocessing.get_context("spawn").Process(
-            target=write_raw, args=(folder, bench.rows, folder)
-        )
+def make_raw(directory: Path, rows: int, scratch: Path) -> float:
+    """Makes the files up in a process of its own, if they aren't there; their size in GB."""
+    if not any(directory.glob("*.csv")):
+        spawned = multiprocessing.get_context("spawn")
+        maker = spawned.Process(target=write_raw, args=(directory, rows, scratch))
         maker.start()
         maker.join()
-        size = sum(path.stat().st_size for path in folder.glob("*.csv")) / 1e9
-        seconds = measure(bench, folder, folder, console)
+    return sum(path.stat().st_size for path in directory.glob("*.csv")) / 1e9
+
+
+def main(bench: AliCCPBench) -> None:
+    """Makes raw files up, prepares them, and prints speed and memory."""
+    console = Console(log_path=False, width=100)
+    with tempfile.TemporaryDirectory(dir=bench.directory) as folder:
+        scratch = Path(folder)
+        raw = bench.keep or scratch
+        size = make_raw(raw, bench.rows, scratch)
+        seconds = measure(bench, raw, scratch, console)
     console.print(
         f"{bench.rows:,} rows, {size:.1f} GB of raw files: {seconds:,.0f} s, "
         f"{bench.rows / seconds:,.0f} rows/s, at most {peak_memory():.2f} GB in memory"

@@ -18,9 +18,6 @@ from data_pipelines.columns import SPLITS, Prepared, check_rows
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig
 
-# Ibis 12 calls a method that DuckDB 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")
-
 CONNECTION = ibis.duckdb.connect(threads=2)
 
 SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ali-ccp-sample"

@@ -29,9 +29,6 @@ from data_pipelines.encoder import load_encoder, read_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
 
-# Ibis 12 calls a method that DuckDB 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")
-
 COLUMNS = ["user", "tags", "group"]
 
 

@@ -7,14 +7,10 @@ from pathlib import Path
 
 import ibis
 import pyarrow as pa
-import pytest
 
 from data_pipelines.engine import duckdb_engine
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
-
-# Ibis 12 calls a method that DuckDB 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")
 
 NUM_ROWS = 400_000
 

@@ -22,9 +22,6 @@ from data_pipelines.fields import value_pairs
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
 
-# Ibis 12 calls a method that DuckDB 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")
-
 Row = dict[str, Any]
 
 FIELDS = (FieldSource("user"), FieldSource("tags", separator="|"), FieldSource("group"))
@@ -229,7 +226,10 @@ def test_schema_and_provenance(tmp_path: Path) -> None:
     schema = open_prepared(out).schema
     assert (schema.scenario_field, schema.user_field, schema.item_field) == ("group", "user", None)
     assert schema.scenarios == SCENARIOS
-    assert {path.name for path in out.iterdir()} == {"schema.json", "vocabularies", *SPLITS}
+    assert {path.name for path in out.iterdir()} == {
+        *("checksums.json", "schema.json", "vocabularies"),
+        *SPLITS,
+    }
 
 
 def test_scenario_column_that_is_no_field(tmp_path: Path) -> None:

@@ -12,9 +12,6 @@ from data_pipelines.ali_ccp import ali_ccp
 from data_pipelines.ali_ccp_files import MULTI_VALUED
 from experiments.bench.ali_ccp_raw import POSITIONS, ROWS_PER_KEY, write_raw
 
-# Ibis 12 calls a method that DuckDB 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:fetch_.* is deprecated:DeprecationWarning")
-
 NUM_ROWS = 40_000
 
 

@@ -1,0 +1,117 @@
+"""Which rows are train, validation and test: by hash, by user, by time, or as published.
+
+A row's side never depends on the other rows' order, only on the seed and its key or user, or on
+its place in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ibis
+from ibis.expr.types import StringValue
+
+from d3jax.errors import ConfigError
+from data_pipelines.source import PrepareConfig, Source
+
+
+def event_digest(rows: ibis.Table, columns: Sequence[str], seed: int) -> StringValue:
+    """The md5 of the seed and the values of `columns`, which tells one event from another."""
+    text = ibis.literal(str(seed))
+    for name in columns:
+        text = text + "|" + rows[name].cast("string").fill_null("")
+    return text.hexdigest("md5")
+
+
+def split_of(source: Source, config: PrepareConfig) -> StringValue:
+    """The split of each row: the publisher's where there is one, else what `config` asks for.
+
+    Raises `ConfigError` when that needs a column the source lacks, or goes against the publisher.
+    """
+    rows = source.rows
+    if source.split is not None:
+        if config.split != "random":
+            raise ConfigError(
+                f"these data come with a split of their own ({source.split_rule}); it can't be "
+                f"by {config.split}"
+            )
+        drawn = _drawn(event_digest(rows, source.key, config.seed), 0.0, config.validation_fraction)
+        return rows[source.split].fill_null(drawn)
+    if config.split == "time":
+        return _latest(rows, _required(source.time, "time"), config)
+    key = source.key
+    if config.split == "user":
+        key = (_required(source.user_field, "user"),)
+    digest = event_digest(rows, key, config.seed)
+    return _drawn(digest, config.test_fraction, config.validation_fraction)
+
+
+def describe_split(source: Source, config: PrepareConfig) -> str:
+    """What decides the sizes of the splits, for a message."""
+    if source.split is not None:
+        return (
+            f"and column {source.split!r} gives it none; validation_fraction is "
+            f"{config.validation_fraction}"
+        )
+    return (
+        f"test_fraction is {config.test_fraction} and validation_fraction "
+        f"{config.validation_fraction}"
+    )
+
+
+def split_rule(source: Source, config: PrepareConfig) -> dict[str, Any]:
+    """How the rows were split, for `schema.json`."""
+    rule: dict[str, Any] = {
+        "method": "md5 of seed and key",
+        "key": list(source.key),
+        "seed": config.seed,
+        "test_fraction": config.test_fraction,
+        "validation_fraction": config.validation_fraction,
+    }
+    if source.split is not None:
+        del rule["test_fraction"]
+        rule["method"] = f"{source.split_rule}; what is not, by md5 of seed and key"
+    elif config.split == "time":
+        rule["method"] = f"the latest rows by {str(source.time).strip()}"
+    elif config.split == "user":
+        rule |= {"method": "md5 of seed and user", "key": [source.user_field]}
+    return rule
+
+
+def _required(column: str | None, kind: str) -> str:
+    if column is None:
+        raise ConfigError(f"a split by {kind} needs to know the column of the {kind}; name it")
+    return column
+
+
+def _drawn(digest: StringValue, test: float, validation: float) -> StringValue:
+    return ibis.cases(
+        (digest < _threshold(test), "test"),
+        (digest < _threshold(test + (1 - test) * validation), "validation"),
+        else_="train",
+    )
+
+
+def _latest(rows: ibis.Table, time: str, config: PrepareConfig) -> StringValue:
+    """The last rows are test, and the last of the others validation; equal times stay together."""
+    train_or_validation = 1 - config.test_fraction
+    train = train_or_validation * (1 - config.validation_fraction)
+    total = rows.count().to_pyarrow().as_py()
+    moments = rows.select(time=rows[time]).order_by("time")
+    starts = [
+        moments.limit(1, offset=min(int(fraction * total), total - 1))
+        .time.max()
+        .to_pyarrow()
+        .as_py()
+        for fraction in (train_or_validation, train)
+        if total
+    ] or [0, 0]
+    return ibis.cases(
+        (rows[time] >= starts[0], "test"), (rows[time] >= starts[1], "validation"), else_="train"
+    )
+
+
+def _threshold(fraction: float) -> str:
+    """The hexadecimal prefix below which this fraction of all digests lies."""
+    return f"{int(fraction * 2**32):08x}"

@@ -1,0 +1,127 @@
+"""What a prepared directory holds: rows, click rates and ids of each split and scenario."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from d3jax.batch import UNKNOWN
+from data_pipelines.checksums import verify_checksums
+from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
+
+_CHUNK = 1 << 18
+
+
+class Facts(NamedTuple):
+    """Of a split: `rows` and `clicks` per scenario, per scenario and field the number of
+    `distinct` known ids and of rows whose id is `unknown`."""
+
+    rows: Int[np.ndarray, " S"]
+    clicks: Int[np.ndarray, " S"]
+    distinct: Int[np.ndarray, "S N"]
+    unknown: Int[np.ndarray, "S N"]
+
+
+def check(directory: Path, console: Console) -> None:
+    """Checks every file against its checksum, and every id, scenario and label against the schema.
+
+    Raises `DataError` naming the first that is wrong.
+    """
+    prepared = open_prepared(directory)
+    count = verify_checksums(directory)
+    check_rows(prepared)
+    total = sum(prepared.provenance["rows"].values())
+    console.print(f"{directory}: {count} files and {total:,} rows are as they were written")
+
+
+def describe(directory: Path, picture: Path | None, console: Console) -> None:
+    """Prints tables of the splits and fields, and draws the scenarios when `picture` is given."""
+    prepared = open_prepared(directory)
+    facts = {split: split_facts(prepared, split) for split in SPLITS}
+    console.print(split_table(prepared, facts))
+    console.print(field_table(prepared, facts))
+    if picture is not None:
+        draw_scenarios(picture, prepared.schema.scenarios, facts)
+        console.print(f"scenarios drawn in {picture}")
+
+
+def split_facts(prepared: Prepared, split: str) -> Facts:
+    """Streams over a split once."""
+    schema, rows = prepared.schema, prepared.rows(split)
+    starts = np.flatnonzero(np.diff(schema.slot_field, prepend=-1))
+    seen = np.zeros((schema.num_scenarios, schema.num_rows), bool)
+    sizes = np.zeros((schema.num_scenarios, 2), np.int64)
+    unknown = np.zeros((schema.num_scenarios, schema.num_fields), np.int64)
+    for start in range(0, len(rows.label), _CHUNK):
+        ids, scenario, label = (column[start : start + _CHUNK] for column in rows)
+        np.add.at(sizes, scenario, np.stack([np.ones_like(label), label], axis=1).astype(np.int64))
+        np.add.at(unknown, scenario, ids[:, starts] == UNKNOWN)
+        row, slot = np.nonzero(ids > UNKNOWN)
+        seen[scenario[row], ids[row, slot] + schema.slot_offset[slot]] = True
+    borders = schema.slot_offset[starts]
+    distinct = np.add.reduceat(seen, borders, axis=1, dtype=np.int64)
+    return Facts(sizes[:, 0], sizes[:, 1], distinct, unknown)
+
+
+def split_table(prepared: Prepared, facts: dict[str, Facts]) -> Table:
+    """Rows and click rate of each split and scenario."""
+    table = Table(title=f"{prepared.directory}: rows and click rates")
+    for column in ("scenario", *(f"{split} {what}" for split in facts for what in ("rows", "CTR"))):
+        table.add_column(column, justify="left" if column == "scenario" else "right")
+    for index, name in enumerate(prepared.schema.scenarios):
+        table.add_row(name, *_sizes(facts, slice(index, index + 1)))
+    table.add_section()
+    table.add_row("overall", *_sizes(facts, slice(None)))
+    return table
+
+
+def _sizes(facts: dict[str, Facts], scenarios: slice) -> list[str]:
+    cells = []
+    for fact in facts.values():
+        rows, clicks = int(fact.rows[scenarios].sum()), int(fact.clicks[scenarios].sum())
+        cells += [f"{rows:,}", f"{clicks / rows:.4f}" if rows else "-"]
+    return cells
+
+
+def field_table(prepared: Prepared, facts: dict[str, Facts]) -> Table:
+    """Ids of each field, those that the scenarios of train see, and what test has of unknown."""
+    table = Table(title="fields", caption="unknown: no value, a rare one, or one that train lacks")
+    names = prepared.schema.scenarios
+    titles = ("field", "ids", *(f"in {name}" for name in names), "unknown in train", "in test")
+    for column in titles:
+        table.add_column(column, justify="left" if column == "field" else "right")
+    unknown = [_unknown_share(facts[split]) for split in ("train", "test")]
+    for index, field in enumerate(prepared.schema.fields):
+        seen = (f"{count:,}" for count in facts["train"].distinct[:, index])
+        shares = (f"{share[index]:.2%}" for share in unknown)
+        table.add_row(field.name, f"{field.size - 1:,}", *seen, *shares)
+    return table
+
+
+def _unknown_share(facts: Facts) -> Float[np.ndarray, " N"]:
+    return facts.unknown.sum(axis=0) / facts.rows.sum()
+
+
+def draw_scenarios(path: Path, scenarios: tuple[str, ...], facts: dict[str, Facts]) -> None:
+    """Sizes and click rates of the scenarios side by side, a bar for each split."""
+    height = 1.4 + 0.55 * len(scenarios)
+    figure = Figure(figsize=(9, height), dpi=150, layout="constrained")
+    sizes, rates = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(scenarios))
+    width = 0.8 / len(facts)
+    for index, (split, fact) in enumerate(facts.items()):
+        offset = places + (index - (len(facts) - 1) / 2) * width
+        sizes.barh(offset, fact.rows, width, label=split)
+        rates.barh(offset, fact.clicks / np.maximum(fact.rows, 1), width, label=split)
+    sizes.set_yticks(places, scenarios)
+    sizes.invert_yaxis()
+    sizes.set_xlabel("rows")
+    rates.set_xlabel("click rate")
+    figure.legend(*sizes.get_legend_handles_labels(), loc="outside upper center", ncols=len(facts))
+    figure.savefig(path)
