@@ -124,6 +124,8 @@ class D3Config:
     """Apply the activation around the generator's residual sum, as Eq. 10 prints it."""
     layer_activation: bool = True
     """Apply the activation to the generated layer's output (Eq. 14)."""
+    separate_bias: bool = False
+    """Generate biases from a hidden vector of their own instead of the kernels'."""
     detach_generator: bool = False
     """Stop the gradient from the generator into attention and embeddings."""
 

@@ -123,6 +123,7 @@ def fused_layer(
     hidden: Float[Array, "B M"],
     inputs: Float[Array, "B I"],
     *,
+    bias_hidden: Float[Array, "B M"] | None = None,
     kernel_additive: bool = False,
     bias_additive: bool = False,
     budget: int = 2**28,
@@ -133,9 +134,10 @@ def fused_layer(
     so the only tensor per row is the kernel itself, [B I O]; where that would pass `budget`
     numbers it is made a slice of O at a time and made again for the gradient. With fewer terms
     than inputs (R < I) the inputs meet the shared matrices first, and no row has a kernel at all.
+    `bias_hidden` generates the bias where it isn't `hidden` that does.
     """
     kernel, offset = params.generator.kernel, params.generator.kernel_offset
-    bias = dense(params.generator.bias, hidden)
+    bias = dense(params.generator.bias, hidden if bias_hidden is None else bias_hidden)
     common = jnp.zeros_like(bias)
     if params.shared is not None:
         assert gate is not None

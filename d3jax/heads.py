@@ -41,19 +41,21 @@ from d3jax.parameters import Tree
 
 
 class D3Params(NamedTuple):
-    """What all generated layers have in common, and the layers; D1 has no gate."""
+    """What all generated layers have in common, and the layers; D1 has no gate, and only with
+    `separate_bias` is there a hidden vector for biases alone."""
 
     attention: AttentionParams
     hidden: HiddenParams
     gate: GateParams | None
     layers: tuple[FusedParams, ...]
+    bias_hidden: HiddenParams | None = None
 
 
 class GeneratedHeadParams(NamedTuple):
-    """A generator of one layer, and the dense layers after it (the last gives the logit)."""
+    """A generator of one layer, and the head that reads the layer."""
 
     generator: Tree
-    tail: tuple[Dense, ...]
+    tail: Tree
 
 
 def d3_generator(config: D3Config) -> Generator:
@@ -69,9 +71,11 @@ def d3_generator(config: D3Config) -> Generator:
             bias_fusion=config.bias_fusion,
             rank=config.generator_rank,
         )
+        hidden = declare_hidden(sizes.num_fields, sizes.embedding_dim, config.field_hidden)
         return D3Params(
             attention=declare_attention(sizes.embedding_dim, config.attention_value),
-            hidden=declare_hidden(sizes.num_fields, sizes.embedding_dim, config.field_hidden),
+            hidden=hidden,
+            bias_hidden=hidden if config.separate_bias else None,
             gate=declare_gate(sizes.flat, config.gate_layers) if shared else None,
             layers=tuple(layer(width, *site) for site in sites),
         )
@@ -81,6 +85,9 @@ def d3_generator(config: D3Config) -> Generator:
         selected, logits = select_features(params.attention, inputs.x, scaled=scaled)
         source = lax.stop_gradient(selected) if config.detach_generator else selected
         hidden = feature_hidden(params.hidden, source, outer=config.outer_activation)
+        bias_hidden = None
+        if params.bias_hidden is not None:
+            bias_hidden = feature_hidden(params.bias_hidden, source, outer=config.outer_activation)
         gate = None
         if params.gate is not None:
             gate = fusion_gate(params.gate, inputs.x if config.gate_input == "raw" else selected)
@@ -91,6 +98,7 @@ def d3_generator(config: D3Config) -> Generator:
                 gate,
                 hidden,
                 values,
+                bias_hidden=bias_hidden,
                 kernel_additive=config.kernel_fusion == "additive",
                 bias_additive=config.bias_fusion == "additive",
             )
@@ -98,35 +106,6 @@ def d3_generator(config: D3Config) -> Generator:
         return Generated(layer, logits, gate)
 
     return Generator(declare, generate)
-
-
-def generated(
-    generator: Generator,
-    width: int,
-    layers: Sequence[int] = (),
-    activation: Activation = jax.nn.relu,
-) -> Head:
-    """One generated layer of `width` outputs, its activation, and dense layers to the logit."""
-
-    def declare(sizes: Sizes, inputs: int) -> Declared:
-        tail = declare_mlp(width, (*layers, 1))
-        return Declared(GeneratedHeadParams(generator.declare(sizes, [(inputs, width)]), tail))
-
-    def apply(
-        params: GeneratedHeadParams, state: Tree, hidden: Array, inputs: Inputs, mode: Mode
-    ) -> tuple[Output, Tree]:
-        made = generator.generate(params.generator, inputs, mode)
-        outputs = activation(made.layer(0, hidden))
-        logits = dense(params.tail[-1], mlp(params.tail[:-1], outputs))
-        return Output(logits.squeeze(-1), made.attention, made.gate), state
-
-    return Head(declare, apply)
-
-
-def d3(config: D3Config) -> Head:
-    """The D3 head: one generated layer over the backbone's representation (Eq. 6-14)."""
-    activation = jax.nn.relu if config.layer_activation else _identity
-    return generated(d3_generator(config), config.outputs, config.head_layers, activation)
 
 
 def dense_head(layers: Sequence[int] = ()) -> Head:
@@ -142,6 +121,37 @@ def dense_head(layers: Sequence[int] = ()) -> Head:
         return Output(logits.squeeze(-1)), state
 
     return Head(declare, apply)
+
+
+def generated(
+    generator: Generator, width: int, tail: Head, activation: Activation = jax.nn.relu
+) -> Head:
+    """One generated layer of `width` outputs and its activation, read by the head `tail`."""
+
+    def declare(sizes: Sizes, inputs: int) -> Declared:
+        rest = tail.declare(sizes, width)
+        layer = generator.declare(sizes, [(inputs, width)])
+        return Declared(GeneratedHeadParams(layer, rest.params), rest.state)
+
+    def apply(
+        params: GeneratedHeadParams, state: Tree, hidden: Array, inputs: Inputs, mode: Mode
+    ) -> tuple[Output, Tree]:
+        made = generator.generate(params.generator, inputs, mode)
+        outputs = activation(made.layer(0, hidden))
+        output, state = tail.apply(params.tail, state, outputs, inputs, mode)
+        return Output(output.logits, made.attention, made.gate), state
+
+    return Head(declare, apply)
+
+
+def d3(config: D3Config, tail: Head | None = None) -> Head:
+    """The D3 head: one generated layer over the backbone's representation (Eq. 6-14).
+
+    `tail` reads the layer; by default dense layers that are the same for all rows.
+    """
+    activation = jax.nn.relu if config.layer_activation else _identity
+    rest = dense_head(config.head_layers) if tail is None else tail
+    return generated(d3_generator(config), config.outputs, rest, activation)
 
 
 def towers(layers: Sequence[int]) -> Head:

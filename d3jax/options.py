@@ -92,6 +92,8 @@ class ADIOptions:
     """Dense layers between the forward network and the logit."""
     d3_reads: Reads = "adapted"
     """What D3 selects features from: adapted embeddings, or embeddings as they were looked up."""
+    keep_forward: bool = False
+    """With D3 or another generator, keep the scenario's forward network on top of its layer."""
 
     def __post_init__(self) -> None:
         one_of("adi.excitation", self.excitation, get_args(Excitation))

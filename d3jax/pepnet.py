@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from d3jax.base import Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.errors import ConfigError
 from d3jax.layers import Dense, declare_dense, declare_mlp, dense
 from d3jax.meta import declare_scenarios
 from d3jax.parameters import Tree
@@ -60,7 +61,15 @@ def gate_unit(params: GateUnit, prior: Float[Array, "B P"]) -> Float[Array, "B O
 def declare_personalized(
     sizes: Sizes, inputs: int, layers: Sequence[int], prior_fields: Sequence[int], epnet_only: bool
 ) -> PersonalizedParams:
-    """Gated layers over `inputs` features."""
+    """Gated layers over `inputs` features.
+
+    Raises `ConfigError` for a prior field that the rows don't have, which a device would take
+    for the last one in silence.
+    """
+    if not prior_fields and not epnet_only:
+        raise ConfigError("PPNet's gates need a prior field; name one, or use epnet_only")
+    if wrong := [field for field in prior_fields if not 0 <= field < sizes.num_fields]:
+        raise ConfigError(f"prior field {wrong[0]} is outside [0, {sizes.num_fields})")
     prior = len(prior_fields) * sizes.embedding_dim
     gates = () if epnet_only else pairwise((inputs, *layers))
     return PersonalizedParams(
@@ -84,7 +93,7 @@ def personalized(
     scenario = params.scenario[inputs.scenario]
     scale = gate_unit(params.embedding_gate, _beside(scenario, hidden))
     features = hidden = scale * hidden
-    prior = inputs.x[:, jnp.asarray(prior_fields)].reshape(hidden.shape[0], -1)
+    prior = inputs.x[:, jnp.asarray(prior_fields, int)].reshape(hidden.shape[0], -1)
     for index, layer in enumerate(params.layers):
         hidden = jax.nn.relu(dense(layer, hidden))
         if params.layer_gates:

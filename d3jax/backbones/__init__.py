@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from d3jax.backbones.adaptdhm import adaptdhm
 from d3jax.backbones.adasparse import adasparse
-from d3jax.backbones.adi import adi, interest_networks
+from d3jax.backbones.adi import adi, forward_head, interest_networks
 from d3jax.backbones.hamur import hamur
 from d3jax.backbones.m2m import m2m, m2m_head
 from d3jax.backbones.m3oe import m3oe
@@ -35,17 +35,20 @@ GATED = ("star", "sar_net")
 """Backbones without a tower or layer to generate: D3 adds its gate and loss weight to them."""
 
 
-def build_head(schema: Schema, config: Config, own: Head, width: int = 32) -> Head:
+def build_head(
+    schema: Schema, config: Config, own: Head, width: int = 32, tail: Head | None = None
+) -> Head:
     """The head that the configuration names; `own` is what the backbone has without D3, `width`
-    what a generated layer gives where the configuration leaves it open."""
+    what a generated layer gives where the configuration leaves it open, `tail` what reads that
+    layer instead of dense layers."""
     if config.model.head == "own":
         return own
     if config.model.head == "m2m_wg":
-        return generated(meta_generator(META_KNOWLEDGE), WIDE)
+        return generated(meta_generator(META_KNOWLEDGE), WIDE, tail or dense_head())
     if config.model.head == "pepnet_wg":
         return pepnet(prior_fields(schema), WIDE)
     settings = dataclasses.replace(config.d3, width=config.d3.width or width)
-    return d3_official(settings) if settings.form == "official" else d3(settings)
+    return d3_official(settings) if settings.form == "official" else d3(settings, tail)
 
 
 def prior_fields(schema: Schema) -> tuple[int, ...]:
@@ -84,7 +87,8 @@ def _m2m(schema: Schema, config: Config) -> Backbone:
 
 def _adi(schema: Schema, config: Config) -> Backbone:
     own = interest_networks(config.adi)
-    return adi(build_head(schema, config, own, WIDE), config.adi)
+    tail = forward_head(config.adi) if config.adi.keep_forward else None
+    return adi(build_head(schema, config, own, WIDE, tail), config.adi)
 
 
 def _star(schema: Schema, config: Config) -> Backbone:

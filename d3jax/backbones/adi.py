@@ -138,14 +138,46 @@ def interest_networks(options: ADIOptions) -> Head:
         shared, own, state = _networks(params, state, hidden, inputs, mode)
         shared = jnp.einsum("bk,bkw->bw", _mixture(params, embedding, options), shared)
         fused = _fuse(params, embedding, own, shared, inputs)
-        if isinstance(params.forward, StarDense):
-            outputs = star_dense(params.forward, fused, inputs.scenario)
-        else:
-            outputs = select(stacked_dense(params.forward, fused), inputs.scenario)
-        logits = dense(params.tail[-1], mlp(params.tail[:-1], jax.nn.relu(outputs)))
-        return Output(logits.squeeze(-1)), state
+        return Output(_forward(params.forward, params.tail, fused, inputs)), state
 
     return Head(declare, apply)
+
+
+class ForwardParams(NamedTuple):
+    """The scenario's forward network, and the dense layers to the logit."""
+
+    forward: Dense | StarDense
+    tail: tuple[Dense, ...]
+
+
+def forward_head(options: ADIOptions) -> Head:
+    """ADI's forward network alone, as what reads a generated layer in its place."""
+
+    def declare(sizes: Sizes, inputs: int) -> Declared:
+        forward = _declare_forward(options, sizes.num_scenarios, inputs)
+        tail = declare_mlp(options.forward_width, (*options.head_layers, 1))
+        return Declared(ForwardParams(forward, tail))
+
+    def apply(
+        params: ForwardParams, state: Tree, hidden: Array, inputs: Inputs, mode: Mode
+    ) -> tuple[Output, Tree]:
+        return Output(_forward(params.forward, params.tail, hidden, inputs)), state
+
+    return Head(declare, apply)
+
+
+def _forward(
+    forward: Dense | StarDense,
+    tail: tuple[Dense, ...],
+    hidden: Float[Array, "B I"],
+    inputs: Inputs,
+) -> Float[Array, " B"]:
+    """The row's scenario's forward network, then the dense layers to the logit."""
+    if isinstance(forward, StarDense):
+        outputs = star_dense(forward, hidden, inputs.scenario)
+    else:
+        outputs = select(stacked_dense(forward, hidden), inputs.scenario)
+    return dense(tail[-1], mlp(tail[:-1], jax.nn.relu(outputs))).squeeze(-1)
 
 
 def _declare_forward(options: ADIOptions, scenarios: int, inputs: int) -> Dense | StarDense:

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no layer activation": {"layer_activation": False},
     "head layers": {"head_layers": (5, 4)},
     "detached": {"detach_generator": True},
+    "separate bias": {"separate_bias": True},
 }
 options = pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -60,6 +61,11 @@ def expected(
     hidden = reference.generator_hidden(*p.generator.hidden, selected, config.outer_activation)
     weight = (generator.kernel.reshape(len(generator.kernel), -1), generator.kernel_offset.ravel())
     kernels, biases = reference.specific_parts(weight, generator.bias, hidden, I)
+    if p.generator.bias_hidden is not None:
+        own = reference.generator_hidden(
+            *p.generator.bias_hidden, selected, config.outer_activation
+        )
+        _, biases = reference.specific_parts(weight, generator.bias, own, I)
     gate = None
     if config.parts != "d1":
         source = x if config.gate_input == "raw" else selected

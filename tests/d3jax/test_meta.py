@@ -7,7 +7,7 @@ import pytest
 
 from d3jax.base import EVALUATION, Inputs, Sizes
 from d3jax.generation import generate_weights
-from d3jax.heads import GeneratedHeadParams, generated
+from d3jax.heads import GeneratedHeadParams, dense_head, generated
 from d3jax.meta import MetaParams, declare_scenarios, meta_generator
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
@@ -143,7 +143,7 @@ def test_a_scenario_table_is_as_wide_as_an_embedding() -> None:
 
 def test_m2m_weights_as_a_head(draw: Draw) -> None:
     """M2M-WG: the generated layer, its activation, and a dense layer to the logit."""
-    head = generated(GENERATOR, 3)
+    head = generated(GENERATOR, 3, dense_head())
     params, exact = draw(head.declare(Sizes(N, D, S), 4).params)
     (x, _), (u, u64) = draw(declare_array((B, N, D))), draw(declare_array((B, 4)))
     inputs = Inputs(x, jnp.asarray(SCENARIO), jnp.ones(B, bool))

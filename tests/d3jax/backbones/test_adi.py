@@ -11,14 +11,22 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from d3jax.backbones.adi import ADIParams, ADIState, InterestParams, adi, interest_networks
+from d3jax.backbones.adi import (
+    ADIParams,
+    ADIState,
+    InterestParams,
+    adi,
+    forward_head,
+    interest_networks,
+)
 from d3jax.backbones.star import StarDense
 from d3jax.base import EVALUATION, Head, Inputs, Mode, Output, Sizes
 from d3jax.config import D3Config
-from d3jax.heads import d3
+from d3jax.heads import d3, d3_generator
 from d3jax.layers import Moments
 from d3jax.options import ADIOptions
 from d3jax.parameters import Tree, count, declare_array, initialize
+from tests.conftest import Draw
 from tests.d3jax import reference
 from tests.d3jax.backbones import reference_adi
 from tests.d3jax.backbones.test_m2m import d3_sites
@@ -369,3 +377,28 @@ def test_eight_devices_equal_one() -> None:
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
     for ours, theirs in zip(jax.tree.leaves(eight[0]), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5 * largest)
+
+
+@pytest.mark.parametrize("form", ["own", "star"])
+def test_a_kept_forward_network_reads_the_generated_layer(form: str, draw: Draw) -> None:
+    options = ADIOptions(forward=form, forward_width=4, head_layers=(3,), keep_forward=True)
+    with_forward = d3(D3, forward_head(options))
+    sizes = Sizes(3, 4, 2)
+    params, _ = draw(with_forward.declare(sizes, 6).params)
+    (hidden, _), (x, _) = draw(declare_array((5, 6))), draw(declare_array((5, 3, 4)))
+    inputs = Inputs(x, jnp.array([0, 1, 1, 0, 1]), jnp.ones(5, bool))
+    ours, _ = with_forward.apply(params, (), hidden, inputs, EVALUATION)
+    made = d3_generator(D3).generate(params.generator, inputs, EVALUATION)
+    layer = np.maximum(np.asarray(made.layer(0, hidden), np.float64), 0)
+    forward, (first, last) = params.tail.forward, params.tail.tail
+    for row, scenario in enumerate(np.asarray(inputs.scenario)):
+        if form == "own":
+            kernel, bias = forward.kernel[scenario], forward.bias[scenario]
+        else:
+            kernel = forward.own_kernel[scenario] * forward.kernel
+            bias = forward.own_bias[scenario] + forward.bias
+        value = np.maximum(layer[row] @ np.asarray(kernel) + np.asarray(bias), 0)
+        value = np.maximum(value @ np.asarray(first.kernel) + np.asarray(first.bias), 0)
+        value = value @ np.asarray(last.kernel) + np.asarray(last.bias)
+        np.testing.assert_allclose(ours.logits[row], value[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(ours.gate, made.gate)

@@ -12,6 +12,7 @@ import pytest
 from d3jax.backbones.pepnet import pepnet_backbone
 from d3jax.base import EVALUATION, Backbone, Inputs, Mode, Sizes
 from d3jax.config import D3Config
+from d3jax.errors import ConfigError
 from d3jax.heads import d3, towers
 from d3jax.options import PEPNetOptions
 from d3jax.parameters import count, declare_array, initialize
@@ -260,3 +261,19 @@ def test_gates_start_near_one(key: jax.Array, draw: Draw) -> None:
     gate = gate_unit(params.embedding_gate, prior)
     assert gate.mean() == pytest.approx(1.0, abs=0.02)
     assert np.abs(gate - 1).max() < 0.2
+
+
+def test_prior_fields_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"prior field 9 is outside \[0, 4\)"):
+        pepnet((2, 9)).declare(SIZES, I)
+    with pytest.raises(ConfigError, match="PPNet's gates need a prior field; name one, or use"):
+        pepnet(()).declare(SIZES, I)
+
+
+def test_epnet_alone_needs_no_prior_field(draw: Draw) -> None:
+    head = pepnet((), 6, epnet_only=True)
+    params, exact = draw(head.declare(SIZES, I).params)
+    data = Rows(draw)
+    output, _ = head.apply(params, (), data.hidden, data.inputs, EVALUATION)
+    data.prior = np.zeros((B, 0))
+    close(output.logits, by_reference(exact, data))
