@@ -283,6 +283,8 @@ class TrainConfig:
     """Steps between checkpoints, beside the one at each evaluation."""
     log_every: int = 50
     """Steps between progress lines and fetches from the device."""
+    window_rows: int = 0
+    """Rows to shuffle among at a time, for data larger than memory; 0: all of them."""
     workers: int = 0
     """Processes that read batches; 0 reads in the training process."""
 
@@ -295,6 +297,7 @@ class TrainConfig:
         within("patience", self.patience, 0, 100000)
         within("checkpoint_every", self.checkpoint_every, 1, 2**31)
         within("log_every", self.log_every, 1, 2**31)
+        within("window_rows", self.window_rows, 0, 2**32)
         within("workers", self.workers, 0, 256)
 
 

@@ -121,6 +121,7 @@ def training_data(prepared: Prepared, config: Config) -> Data:
             start_step=start,
             stop_step=stop,
             workers=config.train.workers,
+            window_rows=config.train.window_rows or None,
         ),
         validation=lambda: evaluation_batches(validation, batch_size=size),
     )

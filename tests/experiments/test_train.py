@@ -1,0 +1,30 @@
+"""How a run's settings reach its batches."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from d3jax.config import Config
+from data_pipelines.columns import Prepared, open_prepared
+from data_pipelines.loader import training_batches
+from experiments.train import training_data
+
+
+@pytest.mark.parametrize("window", [0, 500])
+def test_training_batches_are_those_of_the_settings(prepared, window: int) -> None:
+    data: Prepared = open_prepared(prepared)
+    config = Config()
+    train = replace(config.train, batch_size=128, seed=3, window_rows=window)
+    ours = training_data(data, replace(config, train=train)).training(2, 5)
+    theirs = training_batches(
+        data.rows("train"),
+        batch_size=128,
+        seed=3,
+        start_step=2,
+        stop_step=5,
+        window_rows=window or None,
+    )
+    for mine, expected in zip(ours, theirs, strict=True):
+        for left, right in zip(mine, expected, strict=True):
+            np.testing.assert_array_equal(left, right)
