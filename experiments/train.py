@@ -128,7 +128,7 @@ def training_data(prepared: Prepared, config: Config) -> Data:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Yields a question that SIGTERM, or the first Ctrl-C, answers with yes."""
     asked: list[int] = []
 
@@ -140,7 +140,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(asked)
+        yield lambda step: bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -183,12 +183,12 @@ def fit(
     progress: Progress,
     checkpoints: Checkpoints,
     observer: Observer,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[int], bool] = lambda step: False,
 ) -> tuple[TrainState, Progress]:
     """Trains from `progress.step` to the end, or to the point where patience runs out.
 
     A checkpoint is written at each evaluation, every `checkpoint_every` steps, and when
-    `should_stop()` says so, which then raises `Preempted`. A loss that is not finite raises
+    `should_stop(step)` says so, which then raises `Preempted`. A loss that is not finite raises
     `TrainingError` before anything of it is saved.
     """
     last = total_steps(config, data.steps_per_epoch)
@@ -202,7 +202,7 @@ def fit(
         pending.append(info)
         observer.stepped(step)
         evaluating = step % every == 0 or step == last
-        stopping = should_stop()
+        stopping = should_stop(step)
         saving = evaluating or stopping or step % config.checkpoint_every == 0
         logging = step % config.log_every == 0 or step == last
         if not (saving or logging):

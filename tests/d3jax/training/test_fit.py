@@ -95,7 +95,7 @@ def checkpoints(tmp_path):
 def start(trainer, checkpoints, schema):
     """`start(config, ...)`: a new run's log, end state and progress."""
 
-    def run(config, trainer=trainer, data=None, should_stop=lambda: False):
+    def run(config, trainer=trainer, data=None, should_stop=lambda step: False):
         data = data or data_of(schema)
         log = Log()
         end = fit(trainer, config, data, trainer.init(), Progress(), checkpoints, log, should_stop)
@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     )
     config = config_of(checkpoint_every=every)
     with pytest.raises(TrainingError, match=message):
-        start(config, data=poisoned(schema, 3), should_stop=lambda: bool(seen.append(1)))
+        start(config, data=poisoned(schema, 3), should_stop=lambda step: bool(seen.append(1)))
     checkpoints.wait()
     assert len(seen) == stepped, "it is noticed at the next fetch"
     assert checkpoints.steps() == kept
