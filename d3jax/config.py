@@ -55,7 +55,10 @@ EntropyForm = Literal["rows", "mean_row"]
 BalanceEntropy = Literal["rows", "mean_row", "naive"]
 AdapterName = Literal["none", "dwa", "dtp", "gradnorm", "uncertainty"]
 Aggregation = Literal["row", "scenario_sum"]
-Monitor = Literal["logloss", "auc"]
+TableLayout = Literal["auto", "replicated", "sharded"]
+TableUpdateName = Literal["auto", "dense", "lazy_adamw", "adagrad"]
+OnNonFinite = Literal["stop", "skip"]
+Monitor = Literal["logloss", "auc", "macro_auc", "worst_auc"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class ModelConfig:
     """Standard deviation of the normal embedding initialisation."""
     embedding_dropout: float = 0.0
     """Share of the embeddings' numbers that training zeroes."""
+    table_layout: TableLayout = "auto"
+    """sharded: the table's rows over all devices; auto: from 100,000 rows on."""
     bottom_layers: tuple[int, ...] = (128, 64)
     """Widths of the shared bottom, and of the plain backbone's own network."""
     tower_layers: tuple[int, ...] = (32,)
@@ -83,6 +88,7 @@ class ModelConfig:
         one_of("backbone", self.backbone, get_args(BackboneName))
         one_of("head", self.head, get_args(HeadName))
         one_of("embedding_init", self.embedding_init, get_args(EmbeddingInit))
+        one_of("table_layout", self.table_layout, get_args(TableLayout))
         within("embedding_dim", self.embedding_dim, 1, 4096)
         within("embedding_scale", self.embedding_scale, 1e-8, 10)
         within("embedding_dropout", self.embedding_dropout, 0, 0.99)
@@ -253,8 +259,17 @@ class OptimizerConfig:
     """Decay of the squared gradient's running mean."""
     epsilon: float = 1e-8
     """Added to the denominator."""
+    embedding_update: TableUpdateName = "auto"
+    """dense: all rows; lazy_adamw, adagrad: the batch's; auto: lazy_adamw from 100,000 rows on."""
+    embedding_catch_up: bool = False
+    """Let lazy_adamw make the moves a row missed, so that it agrees with dense AdamW."""
 
     def __post_init__(self) -> None:
+        one_of("embedding_update", self.embedding_update, get_args(TableUpdateName))
+        if self.embedding_catch_up and self.embedding_update != "lazy_adamw":
+            raise ConfigError(
+                "embedding_catch_up is what lazy_adamw can do; use --embedding-update lazy_adamw"
+            )
         within("learning_rate", self.learning_rate, 1e-12, 10)
         within("weight_decay", self.weight_decay, 0, 1000)
         within("embedding_decay", self.embedding_decay, 0, 1000)
@@ -278,18 +293,29 @@ class TrainConfig:
     patience: int = 2
     """Evaluations without a better result before training stops; 0: never stop early."""
     monitor: Monitor = "logloss"
-    """What the best weights are best at, on the validation rows overall."""
+    """What the best weights are best at, on validation rows; macro: the scenarios' mean."""
+    monitor_scenario: str = ""
+    """The scenario whose logloss or auc is monitored; empty: all rows."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, beside the one at each evaluation."""
     log_every: int = 50
     """Steps between progress lines and fetches from the device."""
     window_rows: int = 0
     """Rows to shuffle among at a time, for data larger than memory; 0: all of them."""
+    slices: int = 1
+    """Parts that a device computes its share of a batch in, one after another, to save memory."""
+    on_nonfinite: OnNonFinite = "stop"
+    """What a loss or gradient that isn't finite does: stop the run, or skip the batch."""
     workers: int = 0
     """Processes that read batches; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
         one_of("monitor", self.monitor, get_args(Monitor))
+        if self.monitor_scenario and self.monitor not in ("logloss", "auc"):
+            raise ConfigError(
+                f"monitor {self.monitor} is of all scenarios, not of {self.monitor_scenario!r}; "
+                "use --monitor logloss or --monitor auc with --monitor-scenario"
+            )
         within("seed", self.seed, 0, 2**31 - 1)
         within("batch_size", self.batch_size, 1, 2**24)
         within("epochs", self.epochs, 1, 100000)
@@ -298,6 +324,8 @@ class TrainConfig:
         within("checkpoint_every", self.checkpoint_every, 1, 2**31)
         within("log_every", self.log_every, 1, 2**31)
         within("window_rows", self.window_rows, 0, 2**32)
+        one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonFinite))
+        within("slices", self.slices, 1, 2**20)
         within("workers", self.workers, 0, 256)
 
 

@@ -1,4 +1,8 @@
-"""Ids become field embeddings: one table for all fields, multi-valued fields mean-pooled."""
+"""Ids become field embeddings: one table for all fields, multi-valued fields mean-pooled.
+
+The table's rows are padded to a multiple of `ROW_MULTIPLE`, however it is laid out, so that a
+checkpoint fits any number of devices that divides it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from d3jax.batch import EMPTY, Schema
 from d3jax.config import EmbeddingInit
-from d3jax.parameters import declare_array, normal, uniform
+from d3jax.parameters import REPLICATED, P, declare_array, normal, row_by_row, uniform
+
+ROW_MULTIPLE = 512
+
+LARGE_TABLE = 100_000
+"""Rows from which on a table is, left to itself, sharded and updated row by row; about where the
+latter begins to pay."""
 
 
 class EmbeddingParams(NamedTuple):
@@ -20,31 +30,36 @@ class EmbeddingParams(NamedTuple):
     table: Float[Array, "V D"]
 
 
+def padded_rows(schema: Schema) -> int:
+    """V: the rows of all fields, rounded up to a multiple of `ROW_MULTIPLE`."""
+    return -(-schema.num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
 def declare_embedding(
-    schema: Schema, dim: int, init: EmbeddingInit = "xavier_table", scale: float = 0.01
+    schema: Schema,
+    dim: int,
+    init: EmbeddingInit = "xavier_table",
+    scale: float = 0.01,
+    spec: P = REPLICATED,
 ) -> EmbeddingParams:
     """`normal`: N(0, scale). `xavier_table`: Glorot over the whole table, as the authors do,
     which for a large vocabulary means tiny numbers (±0.002 at Ali-CCP's 1.6 million rows)."""
     limit = math.sqrt(6.0 / (schema.num_rows + dim))
     initializer = normal(scale) if init == "normal" else uniform(limit)
-    return EmbeddingParams(declare_array((schema.num_rows, dim), initializer))
+    rows = padded_rows(schema)
+    if rows >= LARGE_TABLE:
+        initializer = row_by_row(initializer, ROW_MULTIPLE)
+    return EmbeddingParams(declare_array((rows, dim), initializer, spec))
 
 
 def table_rows(schema: Schema, ids: Int[Array, "B K"]) -> Int[Array, "B K"]:
     """The table row of each id slot; V, one past the end, where a slot is empty."""
-    return jnp.where(ids == EMPTY, schema.num_rows, ids + schema.slot_offset[None])
+    return jnp.where(ids == EMPTY, padded_rows(schema), ids + schema.slot_offset[None])
 
 
 def lookup(params: EmbeddingParams, rows: Int[Array, "B K"]) -> Float[Array, "B K D"]:
     """The embedding of each table row, zero where `rows` is past the end."""
     return params.table.at[rows].get(mode="fill", fill_value=0.0)
-
-
-def table_gradient(
-    params: EmbeddingParams, rows: Int[Array, "B K"], gradient: Float[Array, "B K D"]
-) -> Float[Array, "V D"]:
-    """The table's gradient from that of its looked-up rows; rows past the end have none."""
-    return jnp.zeros_like(params.table).at[rows].add(gradient, mode="drop")
 
 
 def pool(

@@ -8,9 +8,9 @@ from d3jax.backbones import build_backbone
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, ModelConfig
-from d3jax.embedding import declare_embedding, pool
+from d3jax.embedding import LARGE_TABLE, declare_embedding, pool
 from d3jax.layers import dropout
-from d3jax.parameters import Tree
+from d3jax.parameters import REPLICATED, SHARDED, Tree
 
 
 def build_model(schema: Schema, config: Config) -> Model:
@@ -26,7 +26,11 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
     sizes = Sizes(schema.num_fields, config.embedding_dim, schema.num_scenarios)
     network = backbone.declare(sizes)
     embedding = declare_embedding(
-        schema, config.embedding_dim, config.embedding_init, config.embedding_scale
+        schema,
+        config.embedding_dim,
+        config.embedding_init,
+        config.embedding_scale,
+        SHARDED if _is_sharded(schema, config) else REPLICATED,
     )
 
     def forward(
@@ -38,3 +42,10 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
 
     declared = Declared(ModelParams(embedding, network.params), network.state)
     return Model(schema, declared, forward)
+
+
+def _is_sharded(schema: Schema, config: ModelConfig) -> bool:
+    """Whether the table's rows lie over all devices; a small one costs less where it is whole."""
+    if config.table_layout == "auto":
+        return schema.num_rows >= LARGE_TABLE
+    return config.table_layout == "sharded"

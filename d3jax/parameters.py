@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.nn import initializers
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,8 +24,14 @@ Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
 Tree = Any
 """A pytree whose structure is the declaring function's own."""
 
+DATA_AXIS = "data"
+"""The one axis of the mesh: the rows of a batch, and those of a large table, lie along it."""
+
 REPLICATED = P()
 """The spec of an array that every device holds whole."""
+
+SHARDED = P(DATA_AXIS)
+"""The spec of an array whose first axis is spread over all devices."""
 
 zeros = initializers.zeros
 ones = initializers.ones
@@ -74,6 +81,33 @@ def normal(stddev: float, mean: float = 0.0) -> Initializer:
 def constant(value: float) -> Initializer:
     """The same value everywhere."""
     return initializers.constant(value)
+
+
+def row_by_row(initializer: Initializer, groups: int, rows_at_once: int = 65536) -> Initializer:
+    """Draws each row of an array from a key of its own, some rows at a time.
+
+    `jax.random` makes several arrays of bits as large as its result. Here the result is the only
+    large one, and whatever part of its rows a device is to hold, the others are never made there:
+    the rows are drawn as `groups` runs side by side, so any number of devices that divides
+    `groups` takes its runs alone. The numbers don't depend on any of this.
+    """
+
+    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        length = shape[0] // groups
+        width = min(length, max(rows_at_once // groups, 1))
+
+        def draw(row: Array) -> Array:
+            return initializer(jax.random.fold_in(key, row), shape[1:], dtype)
+
+        def fill(step: Array, array: Array) -> Array:
+            start = jnp.minimum(step * width, length - width)
+            rows = jnp.arange(groups)[:, None] * length + start + jnp.arange(width)[None]
+            return lax.dynamic_update_slice_in_dim(array, jax.vmap(jax.vmap(draw))(rows), start, 1)
+
+        empty = jnp.zeros((groups, length, *shape[1:]), dtype)
+        return lax.fori_loop(0, -(-length // width), fill, empty).reshape(shape)
+
+    return init
 
 
 def initialize(declaration: Tree, key: PRNGKeyArray) -> Tree:

@@ -148,6 +148,13 @@ class Gather:
         place = _places(num_rows, index * self.batch_size + self.first, self.share)
         return _take(self.rows, self._order(place, num_rows, epoch), self.share)
 
+    def row(self, step: int, position: int) -> int:
+        """Which row of the data stands at a position of the whole batch of `step`."""
+        num_rows = len(self.rows.label)
+        epoch, index = divmod(step, steps_per_epoch(num_rows, self.batch_size))
+        place = np.array([index * self.batch_size + position])
+        return int(self._order(place, num_rows, epoch)[0])
+
     def _order(self, place: np.ndarray, num_rows: int, epoch: int) -> np.ndarray:
         if self.window_rows is None:
             return shuffle_index(place, num_rows, (self.seed, epoch))

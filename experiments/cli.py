@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from d3jax.config import (
     AdapterConfig,
+    BackboneName,
     BalanceConfig,
     Config,
     D3Config,
@@ -39,13 +41,10 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
-from experiments.presets import PRESETS
+from experiments.distributed import Processes, together
+from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
+from experiments.presets import PRESETS, read_preset
 from experiments.sources import Preparation
-
-PREEMPTED = 75
-"""Exit code of a run that was asked to stop and saved first (sysexits' EX_TEMPFAIL)."""
-FAILED = 2
-INTERRUPTED = 130
 
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
@@ -65,8 +64,8 @@ class Prepare:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a model; without arguments, D3 on the embedded synthetic data."""
+class Settings:
+    """The settings of a run, which several verbs take as flags."""
 
     model: tyro.conf.OmitArgPrefixes[ModelConfig]
     d3: tyro.conf.OmitArgPrefixes[D3Config]
@@ -85,28 +84,44 @@ class Train:
     hamur: HAMUROptions
     m3oe: M3oEOptions
     adaptdhm: AdaptDHMOptions
-    prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
-    """A prepared directory."""
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME")] = None
     """synthetic, movielens, text or official: the configuration that the flags below change."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A preset file, such as d3jax search writes, instead of a preset's name."""
+
+    def chosen(self) -> Config:
+        """The configuration: the preset with the flags' changes."""
+        return Config(**{section: vars(self)[section] for section in vars(Config())})
+
+
+@dataclass(frozen=True)
+class Train(Settings):
+    """Train a model; without arguments, D3 on the embedded synthetic data."""
+
+    prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
+    """A prepared directory."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The run directory to make; runs/<name of the data> when not given."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """A run to go on with, in its own configuration."""
     overwrite: bool = False
     """Replace the run directory if it exists."""
+    hosts: tyro.conf.OmitArgPrefixes[Processes] = field(default_factory=Processes)
+    """The processes that train together."""
 
     def run(self, console: Console) -> None:
         """Trains, or goes on."""
         from experiments import train
 
-        config = Config(**{section: vars(self)[section] for section in vars(Config())})
-        if self.resume is None:
-            train.start(self.prepared, config, self.out, self.overwrite, console)
-        elif self.prepared or self.preset or self.out or config != _preset_of(()):
+        config = self.chosen()
+        given = self.prepared or self.preset or self.config or self.out
+        if self.resume is not None and (given or config != _preset_of(())):
             raise ConfigError("--resume takes a run as it is; give it alone, or start a new run")
-        else:
-            train.resume(self.resume, console)
+        with together(self.hosts, console):
+            if self.resume is None:
+                train.start(self.prepared, config, self.out, self.overwrite, console)
+            else:
+                train.resume(self.resume, console)
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ class Evaluate:
     def run(self, console: Console) -> None:
         """Prints the table, or JSON on standard output."""
         from experiments.evaluate import run_evaluation
-        from experiments.report import evaluation_table
+        from experiments.report import evaluation_table, trust_table
         from experiments.run import open_run
 
         result = run_evaluation(open_run(self.directory), self.split, self.data)
@@ -133,7 +148,9 @@ class Evaluate:
             sys.stdout.write(json.dumps(result.metrics.to_json(), indent=2) + "\n")
         else:
             title = f"{self.directory}: {self.split} rows, best weights"
-            Console().print(evaluation_table(title, result.metrics, result.best))
+            Console().print(
+                evaluation_table(title, result.metrics, result.best), trust_table(result.metrics)
+            )
 
 
 @dataclass(frozen=True)
@@ -158,16 +175,20 @@ class Predict:
 
 @dataclass(frozen=True)
 class Check:
-    """Check every byte and every row of a prepared directory."""
+    """Check every byte and row of a prepared directory, or every array of a run's checkpoints."""
 
-    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREPARED")]
-    """A prepared directory."""
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREPARED|RUN")]
+    """A prepared directory, or a run directory."""
 
     def run(self, console: Console) -> None:
         """Says that all is well, or what is not."""
+        from experiments.check_run import check_run, is_run
         from experiments.describe import check
 
-        check(self.directory, console)
+        if is_run(self.directory):
+            check_run(self.directory, Console())
+        else:
+            check(self.directory, console)
 
 
 @dataclass(frozen=True)
@@ -186,7 +207,132 @@ class Describe:
         describe(self.directory, self.picture, Console())
 
 
-Verb = Prepare | Train | Evaluate | Predict | Check | Describe
+@dataclass(frozen=True)
+class Compare(Settings):
+    """Train a table or figure of the D3 paper over several seeds, and report it.
+
+    The same command goes on where it was stopped: a finished cell is not trained again.
+    """
+
+    prepared: tyro.conf.Positional[Path] = Path()
+    """A prepared directory."""
+    table: Annotated[Literal[1, 2, 3] | None, tyro.conf.arg(metavar="1|2|3")] = None
+    """1: backbones without and with D3; 2: weight generators and loss adapters; 3: D3's parts."""
+    figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
+    """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
+    on: BackboneName = "adi"
+    """The backbone of tables 2 and 3 and of the figures."""
+    seeds: int = 5
+    """Runs of each method, with seeds 0, 1 and so on."""
+    base: Annotated[str | None, tyro.conf.arg(metavar="METHOD")] = None
+    """Test every method against this one, such as MLP; the paper's pairs when not given."""
+    configs: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """A folder of preset files named by method, such as adi-d3.json, as d3jax search writes."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("comparison")
+    """Where cells and reports go; tables that share a folder share cells."""
+    keep: bool = False
+    """Keep the checkpoints of finished cells, to inspect them."""
+
+    def run(self, console: Console) -> None:
+        """Trains what is missing and prints the table."""
+        from experiments.compare import Plan, compare
+        from experiments.tables import find_table
+
+        plan = Plan(
+            table=find_table(self.table, self.figure, self.on, self.base),
+            config=self.chosen(),
+            seeds=self.seeds,
+            out=self.out,
+            configs=self.configs,
+            keep=self.keep,
+            command=_command_line(),
+        )
+        compare(self.prepared, plan, console)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Draw a run: learning curves, calibration, gates, loss weights and attention."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which rows to look at."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
+    """Another prepared directory of the same schema; the run's own when not given."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where the pictures go; figures/ of the run when not given."""
+
+    def run(self, console: Console) -> None:
+        """Writes each picture as PNG and SVG."""
+        from experiments.inspection import inspect_run
+
+        inspect_run(self.directory, self.data, self.split, self.out, console)
+
+
+@dataclass(frozen=True)
+class Search(Settings):
+    """Look for better settings on the validation rows; the test rows are never scored.
+
+    The same command goes on where it was stopped.
+    """
+
+    prepared: tyro.conf.Positional[Path] = Path()
+    """A prepared directory."""
+    space: Literal["paper", "wide"] = "wide"
+    """paper: its grid of lambdas, alphas and start ratios; wide: learning rate, decays, dropout,
+    widths, rank."""
+    trials: int = 30
+    """Settings to try, those of an earlier call included."""
+    seeds: int = 3
+    """Runs of the best settings, for their spread."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("searched.json")
+    """The preset file to write, for --config; the trials are in a .db file beside it."""
+    table: Annotated[Literal[1, 2, 3] | None, tyro.conf.arg(metavar="1|2|3")] = None
+    """Search for each method of that table; --out is then a folder, for compare --configs."""
+    on: BackboneName = "adi"
+    """The backbone of tables 2 and 3."""
+
+    def run(self, console: Console) -> None:
+        """Tries settings, pruning the hopeless, and writes the best."""
+        try:
+            from experiments import search
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"d3jax search needs {error.name}; install it: pip install 'd3jax[search]'"
+            ) from error
+
+        from experiments.tables import find_table
+
+        plan = search.Search(self.chosen(), self.space, self.trials, self.seeds, self.out)
+        if self.table is None:
+            search.search(self.prepared, plan, console)
+        else:
+            table = find_table(self.table, None, self.on, None)
+            search.search_table(self.prepared, table, plan, console)
+
+
+@dataclass(frozen=True)
+class Chaos(Settings):
+    """Kill a training run at random moments, and compare it with an undisturbed one."""
+
+    prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
+    """A prepared directory; a small synthetic data set when not given."""
+    kills: int = 30
+    """How often to kill, over as many runs as it takes; --seed decides the moments too."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder to make for all runs and their logs; runs/chaos when not given."""
+
+    def run(self, console: Console) -> None:
+        """Prints each kill, and whether anything came out differently."""
+        from experiments.chaos import Plan, chaos
+        from experiments.run import fresh_directory
+
+        out = fresh_directory(Path("runs"), "chaos") if self.out is None else self.out
+        chaos(Plan(self.prepared, self.chosen(), self.kills, out), console)
+
+
+Verb = Prepare | Train | Evaluate | Predict | Check | Describe | Compare | Inspect | Search | Chaos
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -212,6 +358,10 @@ def parse(arguments: Sequence[str]) -> Verb:
     """The verb that the arguments ask for. Raises `ConfigError` for values out of range."""
     subcommand = tyro.conf.subcommand
     train = subcommand("train", default=Train(**vars(_preset_of(arguments))))
+    settings = vars(_preset_of(arguments, "text"))
+    compare = subcommand("compare", default=Compare(**settings, prepared=tyro.MISSING))
+    search = subcommand("search", default=Search(**settings, prepared=tyro.MISSING))
+    chaos = subcommand("chaos", default=Chaos(**vars(_saved_often(_preset_of(arguments)))))
     verbs = (
         Annotated[Prepare, subcommand("prepare")]
         | Annotated[Train, train]
@@ -219,18 +369,45 @@ def parse(arguments: Sequence[str]) -> Verb:
         | Annotated[Predict, subcommand("predict")]
         | Annotated[Check, subcommand("check")]
         | Annotated[Describe, subcommand("describe")]
+        | Annotated[Compare, compare]
+        | Annotated[Inspect, subcommand("inspect")]
+        | Annotated[Search, search]
+        | Annotated[Chaos, chaos]
     )
     return tyro.cli(cast(Any, verbs), prog="d3jax", description=_ABOUT, args=arguments)
 
 
-def _preset_of(arguments: Sequence[str]) -> Config:
-    """The configuration that `--preset` names, before the flags that change it are read."""
-    named = [
-        value.removeprefix("--preset=")
+def _preset_of(arguments: Sequence[str], default: PresetName = "synthetic") -> Config:
+    """The configuration that `--preset` or `--config` names, before the flags that change it.
+
+    Raises `ConfigError` for both at once, and for a file that is no preset.
+    """
+    names, files = _values_of("--preset", arguments), _values_of("--config", arguments)
+    if names and files:
+        raise ConfigError("--preset and --config both give all settings; use one of them")
+    if files:
+        return read_preset(Path(files[-1]))
+    return PRESETS.get(names[-1] if names else default, PRESETS["text"])
+
+
+def _saved_often(config: Config) -> Config:
+    """With checkpoints and evaluations so close together that kills fall on them."""
+    train = replace(config.train, checkpoint_every=10, evaluate_every=0.5, log_every=10, patience=0)
+    return replace(config, train=train)
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    """What follows a flag, as `--flag value` or `--flag=value`."""
+    return [
+        value.removeprefix(f"{flag}=")
         for before, value in zip(("", *arguments), arguments, strict=False)
-        if before == "--preset" or value.startswith("--preset=")
+        if before == flag or value.startswith(f"{flag}=")
     ]
-    return PRESETS.get(named[-1] if named else "synthetic", PRESETS["text"])
+
+
+def _command_line() -> str:
+    """The command that was given, for a report."""
+    return shlex.join(["d3jax", *sys.argv[1:]])
 
 
 def _plain(error: Exception) -> str:

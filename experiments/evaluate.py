@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
 
-from d3jax.batch import Schema
-from d3jax.errors import DataError
+from d3jax.batch import Batch
+from d3jax.errors import CheckpointError, DataError
+from d3jax.training.checkpoint import Checkpoints, Restored
+from d3jax.training.distributed import gather_arrays
 from d3jax.training.fit import Trainer, build_trainer
 from d3jax.training.metrics import Evaluation, Scores, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
@@ -17,6 +22,9 @@ from d3jax.training.step import Scored, TrainState
 from data_pipelines.columns import SPLITS, Prepared
 from data_pipelines.loader import evaluation_batches, steps_per_epoch
 from experiments.run import Run
+
+RESAMPLES = 1000
+"""How often rows are drawn again for the intervals of AUC."""
 
 
 class Evaluated(NamedTuple):
@@ -43,15 +51,37 @@ def trainer_for(run: Run, num_rows: int | None = None) -> Trainer:
 
 
 def load_best(run: Run) -> Loaded:
-    """The weights of the run's best evaluation so far (the newest before there is one)."""
+    """The weights of the run's best evaluation so far (the newest before there is one).
+
+    Where its checkpoint is damaged, the best that an older checkpoint knew of, or the newest
+    weights, stand in, and standard error says so. Raises `CheckpointError` when all are damaged.
+    """
     trainer = trainer_for(run)
     checkpoints = run.checkpoints(writer=False)
-    newest = checkpoints.restore(trainer.abstract)
-    best = newest.progress["best_step"]
-    if best not in (None, newest.step):
-        newest = checkpoints.restore(trainer.abstract, best)
+    restored, warnings = _best_whole(checkpoints, trainer.abstract)
     checkpoints.close()
-    return Loaded(trainer, newest.state, newest.step)
+    console = Console(stderr=True)
+    for warning in warnings:
+        console.print(f"[bold red]damaged:[/] {escape(warning)}", soft_wrap=True)
+    return Loaded(trainer, restored.state, restored.step)
+
+
+def _best_whole(checkpoints: Checkpoints, like: TrainState) -> tuple[Restored, list[str]]:
+    """The checkpoint to score with, and a message for each that it stands in for."""
+    newest = checkpoints.restore(like)
+    warnings = list(newest.damaged)
+    chosen = newest
+    for step in reversed([step for step in checkpoints.steps() if step <= newest.step]):
+        try:
+            seen = newest if step == newest.step else checkpoints.restore(like, step)
+            best = seen.progress["best_step"]
+            chosen = seen if best in (None, step) else checkpoints.restore(like, best)
+            break
+        except CheckpointError as error:
+            warnings.append(str(error))
+    if len(warnings) > len(newest.damaged):
+        warnings.append(f"the weights of step {chosen.step} are used instead")
+    return chosen, list(dict.fromkeys(warnings))
 
 
 def evaluate_split(
@@ -61,32 +91,48 @@ def evaluate_split(
     if split not in SPLITS:
         raise DataError(f"no split {split!r}; a prepared directory has {', '.join(SPLITS)}")
     rows = prepared.rows(split)
-    scored = list(
-        score_batches(
-            trainer.score_step,
-            state.params,
-            state.model_state,
-            evaluation_batches(rows, batch_size=batch_size),
-            trainer.mesh,
-        )
+    batches = evaluation_batches(
+        rows,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
-    scores = collect_scores(scored)
+    scored = score_batches(
+        trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
+    )
     schema = prepared.schema
+    received = np.zeros((schema.num_scenarios, schema.num_fields))
+    scores = collect_scores(adding_attention(received, scored), schema.user_slot)
     return Evaluated(
-        metrics=evaluate_scores(scores, schema.scenarios),
+        metrics=evaluate_scores(scores, schema.scenarios, RESAMPLES),
         best=_planted(prepared, split, scores),
-        attention=mean_attention(schema, scores, [output for _, output in scored]),
+        attention=mean_attention(received, scores.scenario),
     )
 
 
-def mean_attention(schema: Schema, scores: Scores, scored: list[Scored]) -> np.ndarray | None:
-    """[S N] the attention that each field receives, averaged over a scenario's rows."""
-    if scored[0].attention is None:
+def adding_attention(
+    received: np.ndarray, scored: Iterable[tuple[Batch, Scored]]
+) -> Iterator[tuple[Batch, Scored]]:
+    """Passes scored batches on, and adds their rows' attention to the scenarios' sums [S N]."""
+    for batch, output in scored:
+        if output.attention is not None:
+            member = batch.scenario == np.arange(len(received))[:, None]
+            received += member.astype(np.float64) @ output.attention
+        yield batch, output
+
+
+def mean_attention(received: np.ndarray, scenario: np.ndarray) -> np.ndarray | None:
+    """[S N] the attention that each field receives, averaged over a scenario's rows.
+
+    `received` holds the sums over this process' rows, `scenario` all rows' of all processes. A
+    row's attention sums to 1, so that only a model without any leaves zeros, and gets None.
+    """
+    total = np.stack(gather_arrays(received)).sum(0)
+    if not total.any():
         return None
-    received = np.concatenate([np.asarray(output.attention) for output in scored])
-    member = scores.scenario[:, None] == np.arange(schema.num_scenarios)
+    rows = np.bincount(scenario, minlength=len(total))
     with np.errstate(invalid="ignore"):
-        return (member.T.astype(np.float64) @ received) / member.sum(0)[:, None]
+        return total / rows[:, None]
 
 
 def planted_fields(prepared: Prepared) -> np.ndarray | None:

@@ -66,6 +66,11 @@ class Journal(AbstractContextManager["Journal"]):
             + (" [green](best so far)[/]" if improved else "")
         )
 
+    def skipped(self, step: int, reason: str) -> None:
+        """Writes that a step was skipped, and prints why."""
+        self._write(step, {"train/skipped": 1.0})
+        self._console.print(f"[yellow]step {step} skipped: {reason}[/]", soft_wrap=True)
+
     def saving(self, step: int) -> None:
         """Puts everything up to the checkpoint on disk before the checkpoint is."""
         self._file.flush()
@@ -75,6 +80,28 @@ class Journal(AbstractContextManager["Journal"]):
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+
+
+class Silence(AbstractContextManager["Silence"]):
+    """Observes in a process that leaves the journal to another one."""
+
+    def __exit__(self, *exception: Any) -> None:
+        """Nothing was opened."""
+
+    def stepped(self, step: int) -> None:
+        """Says nothing."""
+
+    def logged(self, step: int, loss: float) -> None:
+        """Says nothing."""
+
+    def evaluated(self, step: int, evaluation: Evaluation, improved: bool) -> None:
+        """Says nothing."""
+
+    def skipped(self, step: int, reason: str) -> None:
+        """Says nothing."""
+
+    def saving(self, step: int) -> None:
+        """Says nothing."""
 
 
 def _numbers(groups: dict[str, Metrics]) -> list[tuple[str, str, float]]:

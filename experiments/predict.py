@@ -37,7 +37,7 @@ def predict(run: Run, rows: Path, out: Path | None) -> int:
     total = 0
     with _writer(out) as write, closing(batches):
         for batch, scored in score_batches(
-            trainer.score_step, state.params, state.model_state, batches, trainer.mesh
+            trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
         ):
             logits = np.asarray(scored.logits, np.float64)
             names = np.asarray(run.schema.scenarios)[batch.scenario]

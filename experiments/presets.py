@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from d3jax.config import (
     BalanceConfig,
     Config,
@@ -10,6 +13,7 @@ from d3jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from d3jax.errors import ConfigError
 
 SYNTHETIC = Config(
     model=ModelConfig(
@@ -48,3 +52,16 @@ PRESETS: dict[str, Config] = {
     "movielens": MOVIELENS,
     "synthetic": SYNTHETIC,
 }
+
+
+def read_preset(path: Path) -> Config:
+    """The configuration in a preset file, such as a search or a run's config.json writes.
+
+    Raises `ConfigError` naming the file and what is wrong with it.
+    """
+    try:
+        return Config.from_json(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except OSError as error:
+        raise ConfigError(f"can't read {path} ({error.strerror}); give a preset file") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise ConfigError(f"{path} is no preset file ({error})") from error

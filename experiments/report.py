@@ -1,4 +1,4 @@
-"""Evaluations as a table for the terminal."""
+"""Evaluations as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,28 +9,56 @@ from d3jax.training.metrics import Evaluation, Metrics
 
 def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None = None) -> Table:
     """One line a scenario and one overall; `best` adds the AUC of the planted truth."""
+    columns = ["rows", "click rate", "AUC", "logloss", "constant's logloss"]
+    return _table(
+        title,
+        columns + (["best possible AUC"] if best else []),
+        {
+            name: [
+                f"{group.rows:,}",
+                number_text(group.click_rate),
+                number_text(group.auc),
+                number_text(group.logloss),
+                number_text(group.constant_logloss),
+                *([number_text(best.groups[name].auc)] if best else []),
+            ]
+            for name, group in evaluation.groups.items()
+        },
+    )
+
+
+def trust_table(evaluation: Evaluation) -> Table:
+    """How sure the AUC is, what users see, and whether probabilities can be taken at their word."""
+    return _table(
+        "95 % interval of AUC, AUC by user, calibration",
+        ["interval", "GAUC", "PCOC", "ECE"],
+        {name: _trust(group) for name, group in evaluation.groups.items()},
+    )
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """Both ends, or a dash."""
+    return "-" if interval is None else f"{interval[0]:.4f}-{interval[1]:.4f}"
+
+
+def number_text(value: float | None) -> str:
+    """Four digits, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _trust(group: Metrics) -> list[str]:
+    values = (group.gauc, group.pcoc, group.ece)
+    return [interval_text(group.auc_interval), *map(number_text, values)]
+
+
+def _table(title: str, columns: list[str], lines: dict[str, list[str]]) -> Table:
+    """A column for the group's name and those given; "overall" stands apart."""
     table = Table(title=title, title_justify="left")
     table.add_column("scenario")
-    columns = ["rows", "click rate", "AUC", "logloss", "constant's logloss"]
-    for column in columns + (["best possible AUC"] if best else []):
+    for column in columns:
         table.add_column(column, justify="right")
-    for name, metrics in evaluation.scenarios.items():
-        table.add_row(name, *_cells(metrics, best.scenarios[name] if best else None))
-    table.add_section()
-    table.add_row("overall", *_cells(evaluation.overall, best.overall if best else None))
+    for name, line in lines.items():
+        if name == "overall":
+            table.add_section()
+        table.add_row(name, *line)
     return table
-
-
-def _cells(metrics: Metrics, best: Metrics | None) -> list[str]:
-    cells = [
-        f"{metrics.rows:,}",
-        _number(metrics.click_rate),
-        _number(metrics.auc),
-        _number(metrics.logloss),
-        _number(metrics.constant_logloss),
-    ]
-    return cells + ([_number(best.auc)] if best else [])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

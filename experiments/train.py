@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import jax
 from rich.console import Console
+from rich.markup import escape
 
 from d3jax.config import Config
+from d3jax.errors import CheckpointError
 from d3jax.parameters import count
 from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.distributed import check_agreement, in_first_process
 from d3jax.training.fit import Data, Progress, Trainer, build_trainer, fit, total_steps
 from d3jax.training.step import TrainState
 from data_pipelines.columns import Prepared, check_rows, open_prepared
-from data_pipelines.loader import evaluation_batches, steps_per_epoch, training_batches
+from data_pipelines.loader import (
+    Gather,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
 from data_pipelines.synthetic import synthetic, write
-from experiments.evaluate import device_summary, evaluate_split, planted_fields, trainer_for
+from experiments.distributed import agreed_stop
+from experiments.evaluate import (
+    Evaluated,
+    device_summary,
+    evaluate_split,
+    planted_fields,
+    trainer_for,
+)
 from experiments.figures import attention_heat_map
-from experiments.journal import Journal
+from experiments.journal import Journal, Silence
 from experiments.report import evaluation_table
 from experiments.run import Run, check_free, create_run, exclusive, fresh_directory, open_run
 
@@ -28,42 +46,65 @@ from experiments.run import Run, check_free, create_run, exclusive, fresh_direct
 def start(
     data: Path | None, config: Config, out: Path | None, overwrite: bool, console: Console
 ) -> None:
-    """A new run on a prepared directory, or on the embedded synthetic data when `data` is None."""
-    name = "synthetic" if data is None else data.resolve().name
-    directory = fresh_directory(Path("runs"), name) if out is None else out
-    check_free(directory, overwrite)
+    """A new run on a prepared directory, or on the embedded synthetic data when `data` is None.
+
+    Of several processes, which must see the same files, the first makes it.
+    """
+    directory = Path(in_first_process(lambda: free_directory(data, out, overwrite)))
     if data is None:
-        data = directory.with_name(directory.name + "-data")
-        console.print(f"making the synthetic data set in {data}")
-        write(synthetic(), data, overwrite=True)
+        made = data = directory.with_name(directory.name + "-data")
+        in_first_process(lambda: make_synthetic(made, console))
     prepared = open_prepared(data)
     # Settings that contradict each other, or the devices, are refused before a run is made.
     build_trainer(prepared.schema, config, steps_per_epoch=1)
-    train(create_run(directory, config, prepared, overwrite), prepared, console)
+    check_agreement(_identity(config, prepared))
+    in_first_process(lambda: str(create_run(directory, config, prepared, overwrite).directory))
+    train(open_run(directory), prepared, console)
+
+
+def free_directory(data: Path | None, out: Path | None, overwrite: bool) -> str:
+    """Where a new run goes; raises what `check_free` raises."""
+    name = "synthetic" if data is None else data.resolve().name
+    directory = fresh_directory(Path("runs"), name) if out is None else out
+    check_free(directory, overwrite)
+    return str(directory)
+
+
+def make_synthetic(directory: Path, console: Console) -> None:
+    """Writes the embedded data set."""
+    console.print(f"making the synthetic data set in {directory}")
+    write(synthetic(), directory, overwrite=True)
 
 
 def resume(directory: Path, console: Console) -> None:
     """Goes on with a run, with its own configuration and data."""
     run = open_run(directory)
-    train(run, run.prepared(), console)
+    prepared = run.prepared()
+    check_agreement(_identity(run.config, prepared))
+    train(run, prepared, console)
 
 
 def train(run: Run, prepared: Prepared, console: Console) -> None:
-    """From the newest checkpoint, or the start, to the end; then evaluates the best weights."""
+    """From the newest checkpoint, or the start, to the end; then evaluates the best weights.
+
+    All processes of a run do the same; only the first locks and writes it, and speaks.
+    """
     settings = run.config.train
+    first = jax.process_index() == 0
+    console = console if first else Console(quiet=True)
     check_rows(prepared)
     rows = len(prepared.rows("train").label)
     trainer = trainer_for(run, rows)
     last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
     console.print(_headline(run, trainer, rows))
-    with exclusive(run):
+    with exclusive_to_all(run):
         checkpoints = run.checkpoints(writer=True)
-        state, progress = newest_state(trainer, checkpoints)
+        state, progress = newest_state(trainer, checkpoints, console)
         if progress.step:
             console.print(f"resuming after step {progress.step}")
         with (
-            Journal(run, console, progress.step, last, settings.batch_size) as journal,
-            stop_signals() as should_stop,
+            observing(run, console, progress.step, last) as observer,
+            agreed_stop() if jax.distributed.is_initialized() else stop_signals() as should_stop,
         ):
             state, progress = fit(
                 trainer,
@@ -72,29 +113,75 @@ def train(run: Run, prepared: Prepared, console: Console) -> None:
                 state,
                 progress,
                 checkpoints,
-                journal,
+                observer,
                 should_stop,
             )
-        if progress.best_step not in (None, progress.step):
-            state = checkpoints.restore(trainer.abstract, progress.best_step).state
+        state, weights = best_state(trainer, checkpoints, state, progress, console)
         checkpoints.close()
-        conclude(run, trainer, state, prepared, console)
+        result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
+        if first:
+            conclude(run, result, weights, prepared, console)
 
 
-def newest_state(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
-    """The newest checkpoint's state and progress, or those before the first step."""
+def newest_state(
+    trainer: Trainer, checkpoints: Checkpoints, console: Console | None = None
+) -> tuple[TrainState, Progress]:
+    """The newest whole checkpoint's state and progress, or those before the first step.
+
+    Tells of damaged ones on standard error when no console is given.
+    """
+    console = console or Console(stderr=True)
     if not checkpoints.steps():
         return trainer.init(), Progress()
     restored = checkpoints.restore(trainer.abstract)
+    for message in restored.damaged:
+        console.print(f"[bold red]damaged:[/] {escape(message)}", soft_wrap=True)
     return restored.state, Progress(**restored.progress)
 
 
+def best_state(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    progress: Progress,
+    console: Console,
+) -> tuple[TrainState, str]:
+    """The state of the best evaluation, and "best weights" to call it by.
+
+    The newest `state` stands in, as "newest weights", when the best one's checkpoint is damaged.
+    """
+    if progress.best_step in (None, progress.step):
+        return state, "best weights"
+    try:
+        return checkpoints.restore(trainer.abstract, progress.best_step).state, "best weights"
+    except CheckpointError as error:
+        console.print(
+            f"[bold red]damaged:[/] {escape(str(error))}. The weights of step {progress.step}, "
+            f"the newest, are evaluated instead of the best, those of step {progress.best_step}.",
+            soft_wrap=True,
+        )
+        return state, "newest weights"
+
+
+def observing(run: Run, console: Console, start: int, last: int) -> Journal | Silence:
+    """The journal, in the process that keeps it."""
+    if jax.process_index():
+        return Silence()
+    return Journal(run, console, start, last, run.config.train.batch_size)
+
+
+@contextmanager
+def exclusive_to_all(run: Run) -> Iterator[None]:
+    """`exclusive`, by a lock that the first process holds for all."""
+    with ExitStack() as stack:
+        in_first_process(lambda: stack.enter_context(exclusive(run)))
+        yield
+
+
 def conclude(
-    run: Run, trainer: Trainer, state: TrainState, prepared: Prepared, console: Console
+    run: Run, result: Evaluated, weights: str, prepared: Prepared, console: Console
 ) -> None:
-    """Evaluates on the test rows; writes evaluation.json and figures, prints the table."""
-    size = run.config.train.batch_size
-    result = evaluate_split(trainer, state, prepared, "test", size)
+    """Writes evaluation.json and figures of the test rows, prints the table."""
     run.write_json("evaluation.json", result.metrics.to_json())
     if result.attention is not None:
         attention_heat_map(
@@ -104,12 +191,16 @@ def conclude(
             [field.name for field in run.schema.fields],
             planted_fields(prepared),
         )
-    Console().print(evaluation_table("test rows, best weights", result.metrics, result.best))
+    Console().print(evaluation_table(f"test rows, {weights}", result.metrics, result.best))
     console.print(f"everything is in {run.directory}")
 
 
 def training_data(prepared: Prepared, config: Config) -> Data:
-    """Shuffled training batches and ordered validation batches of a prepared directory."""
+    """Shuffled training batches and ordered validation batches of a prepared directory.
+
+    Of each batch this process' share.
+    """
+    index, processes = jax.process_index(), jax.process_count()
     rows, validation = prepared.rows("train"), prepared.rows("validation")
     size = config.train.batch_size
     return Data(
@@ -122,9 +213,23 @@ def training_data(prepared: Prepared, config: Config) -> Data:
             stop_step=stop,
             workers=config.train.workers,
             window_rows=config.train.window_rows or None,
+            process_index=index,
+            process_count=processes,
         ),
-        validation=lambda: evaluation_batches(validation, batch_size=size),
+        validation=lambda: evaluation_batches(
+            validation, batch_size=size, process_index=index, process_count=processes
+        ),
+        locate=lambda step, position: _locate(prepared, config, step, position),
     )
+
+
+def _locate(prepared: Prepared, config: Config, step: int, position: int) -> str:
+    """Which training row the batch of the given step (the first is 1) has at a position."""
+    rows, train = prepared.rows("train"), config.train
+    window = train.window_rows or None
+    row = Gather(rows, train.batch_size, train.seed, 0, 1, window).row(step - 1, position)
+    scenario = prepared.schema.scenarios[rows.scenario[row]]
+    return f"row {row:,} of {prepared.directory / 'train'}, of scenario {scenario}"
 
 
 @contextmanager
@@ -144,6 +249,17 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    sums = prepared.directory / "checksums.json"
+    return {
+        "config": config.to_json(),
+        "schema": prepared.schema.to_json(),
+        "data": json.loads(sums.read_text(encoding="utf-8")) if sums.is_file() else None,
+        "jax": jax.__version__,
+    }
 
 
 def _headline(run: Run, trainer: Trainer, rows: int) -> str:

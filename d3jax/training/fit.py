@@ -4,45 +4,62 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from d3jax.base import LossAdapter, Model
+from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, TrainConfig
 from d3jax.errors import ConfigError, Preempted, TrainingError
 from d3jax.model import build_model
+from d3jax.parameters import named_leaves
 from d3jax.training.adapters import dtp, dwa, equal
 from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.learned_weights import find_watched, gradnorm, uncertainty
 from d3jax.training.loss import d3_balance, unweighted
 from d3jax.training.metrics import Evaluation, evaluate_scores
-from d3jax.training.optimizer import adamw
+from d3jax.training.optimizer import build_optimizer
 from d3jax.training.scoring import collect_scores, score_batches
-from d3jax.training.sharding import check_batch_size, make_mesh, place_batch
+from d3jax.training.sharding import (
+    check_batch_size,
+    check_table,
+    local_rows,
+    make_mesh,
+    place,
+    place_batch,
+)
 from d3jax.training.step import (
+    PLAIN_STEP,
     ScoreStep,
     StepInfo,
+    StepOptions,
     TrainState,
     TrainStep,
     init_state,
     make_score_step,
+    make_settle,
     make_train_step,
+    state_specs,
 )
+
+
+def _by_position(step: int, row: int) -> str:
+    return f"row {row} of the batch"
 
 
 class Data(NamedTuple):
     """Where batches come from. `training(start, stop)` gives those of steps start to stop - 1,
-    the same ones whenever it is asked; `validation()` gives each validation row once."""
+    the same ones whenever it is asked; `validation()` gives each validation row once;
+    `locate(step, row)` says in words which row the batch of `step` has at a position."""
 
     steps_per_epoch: int
     training: Callable[[int, int], Iterator[Batch]]
     validation: Callable[[], Iterator[Batch]]
+    locate: Callable[[int, int], str] = _by_position
 
 
 @runtime_checkable
@@ -57,6 +74,9 @@ class Observer(Protocol):
 
     def evaluated(self, step: int, evaluation: Evaluation, improved: bool) -> None:
         """The validation rows were scored."""
+
+    def skipped(self, step: int, reason: str) -> None:
+        """A step changed nothing, for its loss or gradient wasn't finite."""
 
     def saving(self, step: int) -> None:
         """A checkpoint of this step is about to be written."""
@@ -74,6 +94,8 @@ class Progress:
     loss_sum: float = 0.0
     """Sum of the losses not yet logged, and their number."""
     loss_count: int = 0
+    skipped: int = 0
+    """Steps skipped in a row, up to now."""
 
     def after(self, step: int, metric: float, lower_is_better: bool) -> Progress:
         """With one more evaluation, whose result was `metric`."""
@@ -95,9 +117,12 @@ class Trainer(NamedTuple):
     mesh: Mesh
     train_step: TrainStep
     score_step: ScoreStep
+    settle: Callable[[TrainState], ModelParams]
+    """The parameters that score rows; the state's own but under a row-wise update that owes."""
     init: Callable[[], TrainState]
     abstract: TrainState
     """The state's shapes and places, to restore a checkpoint into."""
+    options: StepOptions = PLAIN_STEP
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -140,39 +165,54 @@ def _build_balance(config: Config, steps: int) -> LossAdapter:
 
 
 def build_trainer(
-    schema: Schema, config: Config, steps_per_epoch: int, mesh: Mesh | None = None
+    schema: Schema,
+    config: Config,
+    steps_per_epoch: int,
+    mesh: Mesh | None = None,
+    debug: bool = False,
 ) -> Trainer:
-    """Everything `fit` runs, for all devices or those of `mesh`."""
+    """Everything `fit` runs, for all devices or those of `mesh`.
+
+    `debug` makes every step wait, and raise at the operation that first gives a NaN.
+    """
     mesh = make_mesh() if mesh is None else mesh
-    check_batch_size(config.train.batch_size, mesh)
+    train = config.train
+    check_batch_size(train.batch_size, mesh, train.slices)
+    check_monitor(train, schema.scenarios)
     model = build_model(schema, config)
+    check_table(model.declared.params.embedding.table, mesh)
     adapter = build_adapter(config, model, steps_per_epoch)
-    optimizer = adamw(config.optimizer)
-    place = NamedSharding(mesh, P())
+    optimizer = build_optimizer(config.optimizer, model, total_steps(train, steps_per_epoch))
+    options = StepOptions(train.slices, train.on_nonfinite == "skip", debug)
 
     def create() -> TrainState:
-        return init_state(model, adapter, optimizer, config.train.seed)
+        return init_state(model, adapter, optimizer, train.seed)
 
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(create),
-    )
+    shapes = jax.eval_shape(create)
+    places = place(mesh, state_specs(model, optimizer), shapes)
     return Trainer(
         model=model,
         mesh=mesh,
-        train_step=make_train_step(model, adapter, optimizer, mesh),
+        train_step=make_train_step(model, adapter, optimizer, mesh, options),
         score_step=make_score_step(model, mesh),
-        init=jax.jit(create, out_shardings=place),
-        abstract=abstract,
+        settle=make_settle(model, optimizer, mesh),
+        init=jax.jit(create, out_shardings=places),
+        abstract=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            places,
+        ),
+        options=options,
     )
 
 
 def evaluate(trainer: Trainer, state: TrainState, batches: Iterable[Batch]) -> Evaluation:
     """Metrics of the given rows under the state's parameters."""
     scored = score_batches(
-        trainer.score_step, state.params, state.model_state, batches, trainer.mesh
+        trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
     )
-    return evaluate_scores(collect_scores(scored), trainer.model.schema.scenarios)
+    schema = trainer.model.schema
+    return evaluate_scores(collect_scores(scored, schema.user_slot), schema.scenarios)
 
 
 def fit(
@@ -198,6 +238,8 @@ def fit(
         return state, progress
     batches = place_ahead(trainer.mesh, data.training(progress.step, last))
     for step, batch in enumerate(batches, start=progress.step + 1):
+        if trainer.options.debug:
+            _check_indices(trainer, step, batch)
         state, info = trainer.train_step(state, batch)
         pending.append(info)
         observer.stepped(step)
@@ -207,10 +249,11 @@ def fit(
         logging = step % config.log_every == 0 or step == last
         if not (saving or logging):
             continue
-        progress = _account(replace(progress, step=step), pending)
+        progress = _account(replace(progress, step=step), pending, trainer, data, observer)
         pending = []
         if logging:
-            observer.logged(step, progress.loss_sum / progress.loss_count)
+            if progress.loss_count:
+                observer.logged(step, progress.loss_sum / progress.loss_count)
             progress = replace(progress, loss_sum=0.0, loss_count=0)
         if evaluating:
             evaluation = evaluate(trainer, state, data.validation())
@@ -236,14 +279,30 @@ def finished(config: TrainConfig, progress: Progress, last: int) -> bool:
 
 def monitored(config: TrainConfig, evaluation: Evaluation) -> tuple[float, bool]:
     """The number that decides which weights are best, and whether lower is better."""
-    lower = config.monitor == "logloss"
-    value = evaluation.overall.logloss if lower else evaluation.overall.auc
+    scenario = config.monitor_scenario
+    group = evaluation.scenarios[scenario] if scenario else evaluation.overall
+    values = {
+        "logloss": group.logloss,
+        "auc": group.auc,
+        "macro_auc": evaluation.macro_auc(),
+        "worst_auc": evaluation.worst_auc(),
+    }
+    value = values[config.monitor]
     if value is None:
+        rows = f"the validation rows of {scenario!r}" if scenario else "the validation rows"
         raise TrainingError(
-            f"{config.monitor} isn't defined on the validation rows, which hold one class only; "
+            f"{config.monitor} isn't defined on {rows}, which hold one class only; "
             "use --monitor logloss, or more validation rows"
         )
-    return value, lower
+    return value, config.monitor == "logloss"
+
+
+def check_monitor(config: TrainConfig, scenarios: Sequence[str]) -> None:
+    """Raises `ConfigError` when the scenario to monitor is none of the data's."""
+    if config.monitor_scenario and config.monitor_scenario not in scenarios:
+        raise ConfigError(
+            f"monitor_scenario is {config.monitor_scenario!r}; the data has {', '.join(scenarios)}"
+        )
 
 
 def place_ahead(mesh: Mesh, batches: Iterable[Batch], ahead: int = 2) -> Iterator[Batch]:
@@ -256,16 +315,57 @@ def place_ahead(mesh: Mesh, batches: Iterable[Batch], ahead: int = 2) -> Iterato
     yield from placed
 
 
-def _account(progress: Progress, pending: list[StepInfo]) -> Progress:
-    """Adds the pending losses; raises `TrainingError` at the first that isn't finite."""
+MOST_SKIPPED = 10
+"""Steps in a row that may be skipped; more than that is no accident of the data."""
+
+
+def _account(
+    progress: Progress,
+    pending: list[StepInfo],
+    trainer: Trainer,
+    data: Data,
+    observer: Observer,
+) -> Progress:
+    """Adds the pending losses; at one that isn't finite, raises `TrainingError` or skips it."""
     first = progress.step - len(pending) + 1
-    total = progress.loss_sum
+    skips = trainer.options.skip_bad
     for step, info in enumerate(jax.device_get(pending), start=first):
-        if not (math.isfinite(info.loss) and math.isfinite(info.gradient_norm)):
+        if math.isfinite(info.loss) and math.isfinite(info.gradient_norm):
+            total = progress.loss_sum + float(info.loss)
+            count = progress.loss_count + 1
+            progress = replace(progress, loss_sum=total, loss_count=count, skipped=0)
+            continue
+        reason = _diagnosis(step, info, trainer.model, data)
+        progress = replace(progress, skipped=progress.skipped + 1)
+        if not skips or progress.skipped > MOST_SKIPPED:
+            more = f" It was the {progress.skipped}th in a row." if skips else ""
             raise TrainingError(
-                f"the loss at step {step} is {info.loss} and the gradient's norm "
-                f"{info.gradient_norm}; nothing of it was saved. Start a new run with a smaller "
-                "--learning-rate, or look at the rows of that step"
+                f"{reason}{more} Nothing of it was saved. Look at those rows, try a smaller "
+                "--learning-rate, or start again with --debug to see the operation"
+                + ("" if skips else " or --on-nonfinite skip to leave such batches out")
             )
-        total += float(info.loss)
-    return replace(progress, loss_sum=total, loss_count=progress.loss_count + len(pending))
+        observer.skipped(step, reason)
+    return progress
+
+
+def _check_indices(trainer: Trainer, step: int, batch: Batch) -> None:
+    """Raises `DataError` for an id or scenario out of range among this process' rows."""
+    ids, scenario = (local_rows(array) for array in (batch.ids, batch.scenario))
+    trainer.model.schema.check(ids, scenario, where=f"the batch of step {step}")
+
+
+def _diagnosis(step: int, info: StepInfo, model: Model, data: Data) -> str:
+    """What isn't finite in a step, and where it shows first."""
+    told = f"the loss at step {step} is {info.loss} and the gradient's norm {info.gradient_norm}."
+    trouble = info.trouble
+    if trouble is None:
+        return told
+    if trouble.rows:
+        told += (
+            f" {trouble.rows} of the batch's rows have such a loss, the first is "
+            f"{data.locate(step, int(trouble.first_row))}."
+        )
+    names = [*named_leaves(model.declared.params.network), "embedding.table"]
+    if trouble.parameter < len(names):
+        told += f" The first parameter whose gradient isn't finite is {names[trouble.parameter]}."
+    return told

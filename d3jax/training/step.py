@@ -9,18 +9,31 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.experimental import checkify
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from d3jax.balance import weighted_loss
-from d3jax.base import EVALUATION, Feedback, LossAdapter, Mode, Model, ModelParams
+from d3jax.base import EVALUATION, LossAdapter, Mode, Model, ModelParams
 from d3jax.batch import Batch
-from d3jax.embedding import EmbeddingParams, lookup, table_gradient, table_rows
-from d3jax.parameters import Tree, initialize
-from d3jax.training.learned_weights import scenario_gradient_norms
-from d3jax.training.loss import binary_cross_entropy
-from d3jax.training.sharding import DATA_AXIS
+from d3jax.embedding import EmbeddingParams, table_rows
+from d3jax.errors import TrainingError
+from d3jax.parameters import DATA_AXIS, REPLICATED, SHARDED, Tree, initialize, specs
+from d3jax.training.gradients import (
+    Before,
+    Forward,
+    Gradients,
+    batch_gradients,
+    watched_norms,
+)
+from d3jax.training.optimizer import (
+    Optimizer,
+    OptimizerState,
+    first_bad,
+    init_optimizer,
+    optimizer_specs,
+)
+from d3jax.training.table import Touched, find_places, read_rows
+from d3jax.training.table_update import as_it_is
 
 
 class TrainState(NamedTuple):
@@ -31,10 +44,22 @@ class TrainState(NamedTuple):
 
     params: ModelParams
     model_state: Tree
-    optimizer_state: Tree
+    optimizer_state: OptimizerState
     adapter_state: Tree
     step: Int[Array, ""]
     key: UInt32[Array, " words"]
+
+
+class Trouble(NamedTuple):
+    """What isn't finite in a step: how many rows' losses, the first of them in the global batch,
+    and the first parameter's gradient, counted as `named_leaves` does, the table's rows last.
+
+    Where all is finite they are 0, the batch's size and the number of parameters.
+    """
+
+    rows: Int[Array, ""]
+    first_row: Int[Array, ""]
+    parameter: Int[Array, ""]
 
 
 class StepInfo(NamedTuple):
@@ -43,6 +68,7 @@ class StepInfo(NamedTuple):
     loss: Float[Array, ""]
     cross_entropy: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    trouble: Trouble | None = None
 
 
 class Scored(NamedTuple):
@@ -58,24 +84,60 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]
 ScoreStep = Callable[[ModelParams, Tree, Batch], Scored]
 
 
-def init_state(
-    model: Model, adapter: LossAdapter, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
+class StepOptions(NamedTuple):
+    """How a step is computed.
+
+    `slices`: parts that a device's share of the batch is computed in, one after another.
+    `skip_bad`: a step whose loss or gradient isn't finite changes nothing but its own number.
+    `debug`: stop at the operation that first gives a NaN; every step is then waited for.
+    """
+
+    slices: int = 1
+    skip_bad: bool = False
+    debug: bool = False
+
+
+PLAIN_STEP = StepOptions()
+"""A step in one piece."""
+
+
+def init_state(model: Model, adapter: LossAdapter, optimizer: Optimizer, seed: int) -> TrainState:
     """The state before the first step; jit it with output shardings to create it in place."""
     key = jax.random.key(seed)
     params = initialize(model.declared.params, jax.random.fold_in(key, 0))
     return TrainState(
         params=params,
         model_state=initialize(model.declared.state, jax.random.fold_in(key, 1)),
-        optimizer_state=optimizer.init(params),
+        optimizer_state=init_optimizer(optimizer, model, params.network),
         adapter_state=initialize(adapter.state, jax.random.fold_in(key, 2)),
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.fold_in(key, 3)),
     )
 
 
+def state_specs(model: Model, optimizer: Optimizer) -> TrainState:
+    """Where the state lives on the mesh; a spec stands for all arrays of the subtree below it."""
+    return TrainState(
+        params=params_specs(model),
+        model_state=REPLICATED,
+        optimizer_state=optimizer_specs(optimizer, model),
+        adapter_state=REPLICATED,
+        step=REPLICATED,
+        key=REPLICATED,
+    )
+
+
+def params_specs(model: Model) -> ModelParams:
+    """Where the parameters live: the table as declared, the network on every device."""
+    return ModelParams(specs(model.declared.params.embedding), REPLICATED)
+
+
 def make_train_step(
-    model: Model, adapter: LossAdapter, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: Model,
+    adapter: LossAdapter,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    options: StepOptions = PLAIN_STEP,
 ) -> TrainStep:
     """The jitted step `state, info = train_step(state, batch)`; the old state is donated.
 
@@ -86,85 +148,182 @@ def make_train_step(
     def device_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         mode = Mode(train=True, axis_name=DATA_AXIS, key=key)
-        gradients, (feedback, model_state, info) = _gradients(model, adapter, state, batch, mode)
+        state, before, touched = _read(model, optimizer, state, batch)
+        gradients, forward = batch_gradients(model, adapter, before, batch, mode, options.slices)
         if adapter.watched is not None:
-            norms = _watched_norms(model, adapter, adapter.watched, state, batch, mode)
-            feedback = feedback._replace(gradient_norms=norms)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-        new_state = TrainState(
-            params=optax.apply_updates(state.params, updates),
-            model_state=model_state,
-            optimizer_state=optimizer_state,
-            adapter_state=adapter.update(state.adapter_state, feedback, state.step, mode),
-            step=state.step + 1,
-            key=state.key,
+            norms = watched_norms(model, adapter, adapter.watched, before, batch, mode)
+            forward = forward._replace(feedback=forward.feedback._replace(gradient_norms=norms))
+        touched = touched._replace(gradient=gradients.rows)
+        health = _health(forward, gradients, batch, mode)
+        if options.skip_bad:
+            touched = _untouched_unless(health.good, touched)
+        new, table_square = _updated(optimizer, adapter, state, gradients, touched, forward, mode)
+        if options.skip_bad:
+            new = _unchanged_unless(health.good, new, state, optimizer.table.row_wise)
+        norm = jnp.sqrt(health.network_square + table_square)
+        return new, StepInfo(*forward.losses, norm, health.trouble)
+
+    state_layout = state_specs(model, optimizer)
+    mapped = jax.shard_map(
+        device_step,
+        mesh=mesh,
+        in_specs=(state_layout, SHARDED),
+        out_specs=(state_layout, REPLICATED),
+    )
+    return _debugged(mapped) if options.debug else jax.jit(mapped, donate_argnums=0)
+
+
+def _read(
+    model: Model, optimizer: Optimizer, state: TrainState, batch: Batch
+) -> tuple[TrainState, Before, Touched]:
+    """Looks the batch's rows up, in a table that is ready for it; no gradient is known yet."""
+    table = state.params.embedding.table
+    rows = table_rows(model.schema, batch.ids)
+    places = find_places(rows, table.shape[0], optimizer.sharded)
+    table, table_state = optimizer.table.ready(
+        table, state.optimizer_state.table, places, state.step
+    )
+    vectors = read_rows(table, rows, places, optimizer.sharded)
+    network = state.params.network
+    state = state._replace(
+        params=ModelParams(EmbeddingParams(table), network),
+        optimizer_state=state.optimizer_state._replace(table=table_state),
+    )
+    before = Before(network, vectors, state.model_state, state.adapter_state, state.step)
+    return state, before, Touched(rows, places, jnp.zeros_like(vectors))
+
+
+def _updated(
+    optimizer: Optimizer,
+    adapter: LossAdapter,
+    state: TrainState,
+    gradients: Gradients,
+    touched: Touched,
+    forward: Forward,
+    mode: Mode,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """The state after the step, and ‖g‖² of the table's gradient."""
+    network, remembered = state.params.network, state.optimizer_state
+    updates, network_state = optimizer.network.update(
+        gradients.network, remembered.network, network
+    )
+    table = optimizer.table.apply(
+        state.params.embedding.table, remembered.table, touched, state.step
+    )
+    new = TrainState(
+        params=ModelParams(EmbeddingParams(table.table), optax.apply_updates(network, updates)),
+        model_state=forward.model_state,
+        optimizer_state=OptimizerState(network_state, table.state),
+        adapter_state=adapter.update(state.adapter_state, forward.feedback, state.step, mode),
+        step=state.step + 1,
+        key=state.key,
+    )
+    return new, table.squared_norm
+
+
+class _Health(NamedTuple):
+    """Whether all is finite, ‖g‖² of the network's gradient, and what isn't."""
+
+    good: Bool[Array, ""]
+    network_square: Float[Array, ""]
+    trouble: Trouble
+
+
+def _health(forward: Forward, gradients: Gradients, batch: Batch, mode: Mode) -> _Health:
+    """Costs nothing that the norm of the gradient doesn't: a sum of squares is finite or not."""
+    losses = forward.feedback.losses
+    bad = batch.mask & ~jnp.isfinite(losses)
+    first = lax.axis_index(DATA_AXIS) * losses.size + jnp.argmax(bad)
+    none = lax.axis_size(DATA_AXIS) * losses.size
+    network_square, parameter = first_bad(gradients.network)
+    row_square = mode.total(jnp.square(gradients.rows).sum())
+    parameter += jnp.isfinite(network_square) & jnp.isfinite(row_square)
+    good = jnp.isfinite(forward.losses.loss + network_square + row_square)
+    first_row = lax.pmin(jnp.where(bad.any(), first, none), DATA_AXIS)
+    return _Health(good, network_square, Trouble(mode.total(bad.sum()), first_row, parameter))
+
+
+def _untouched_unless(good: Bool[Array, ""], touched: Touched) -> Touched:
+    """No row and no gradient where the step is to be skipped."""
+    nowhere = jnp.iinfo(jnp.int32).max
+    return Touched(
+        jnp.where(good, touched.rows, nowhere),
+        jnp.where(good, touched.places, nowhere),
+        jnp.where(good, touched.gradient, 0.0),
+    )
+
+
+def _unchanged_unless(
+    good: Bool[Array, ""], new: TrainState, old: TrainState, row_wise: bool
+) -> TrainState:
+    """The old state, a step further, where the step is to be skipped.
+
+    A table that is updated row by row has not been touched; to choose would copy it whole.
+    """
+    chosen = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old._replace(step=new.step))
+    if not row_wise:
+        return chosen
+    return chosen._replace(
+        params=chosen.params._replace(embedding=new.params.embedding),
+        optimizer_state=chosen.optimizer_state._replace(table=new.optimizer_state.table),
+    )
+
+
+def _debugged(step: TrainStep) -> TrainStep:
+    """The step, which raises where an operation gives a NaN, and names its line."""
+    checked = jax.jit(checkify.checkify(step, errors=checkify.nan_checks))
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+        error, result = checked(state, batch)
+        if message := error.get():
+            raise TrainingError(f"step {int(state.step) + 1}: {message}")
+        return result
+
+    return run
+
+
+def make_settle(model: Model, optimizer: Optimizer, mesh: Mesh) -> Callable[..., ModelParams]:
+    """The jitted `params = settle(state)`: the parameters that score rows.
+
+    They are the state's own but where the table's update owes its rows something.
+    """
+    if optimizer.table.settle is as_it_is:
+        return lambda state: state.params
+
+    def settle(state: TrainState) -> ModelParams:
+        table = optimizer.table.settle(
+            state.params.embedding.table, state.optimizer_state.table, state.step
         )
-        return new_state, info._replace(gradient_norm=optax.tree.norm(gradients))
+        return state.params._replace(embedding=EmbeddingParams(table))
 
     mapped = jax.shard_map(
-        device_step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=(P(), P())
+        settle,
+        mesh=mesh,
+        in_specs=(state_specs(model, optimizer),),
+        out_specs=params_specs(model),
     )
-    return jax.jit(mapped, donate_argnums=0)
-
-
-def _gradients(
-    model: Model, adapter: LossAdapter, state: TrainState, batch: Batch, mode: Mode
-) -> tuple[ModelParams, tuple[Feedback, Tree, StepInfo]]:
-    """The batch's gradient, summed over devices, with what the forward pass gave.
-
-    Each device differentiates its share of the loss; the shares add up to the loss of the whole
-    batch, so their gradients are summed. The parameters are made device-varying first: left
-    replicated, `shard_map` would already have summed their gradients, and a second sum would
-    multiply them by the number of devices.
-    """
-    ids = table_rows(model.schema, batch.ids)
-    network = lax.pcast(state.params.network, DATA_AXIS, to="varying")
-
-    def share(network: Tree, rows: Array) -> tuple[Array, tuple[Feedback, Tree, StepInfo]]:
-        output, model_state = model.forward(network, state.model_state, rows, batch, mode)
-        losses = adapter.row_losses(output.logits, batch.label)
-        weights = adapter.row_weights(state.adapter_state, output, batch, state.step, mode)
-        loss = weighted_loss(losses, weights, batch.mask, axis_name=DATA_AXIS)
-        plain = binary_cross_entropy(output.logits, batch.label)
-        plain = weighted_loss(plain, jnp.ones_like(plain), batch.mask, axis_name=DATA_AXIS)
-        info = StepInfo(mode.total(loss), mode.total(plain), jnp.zeros(()))
-        return loss, (Feedback(output, batch, losses), model_state, info)
-
-    rows = lookup(state.params.embedding, ids)
-    differentiate = jax.grad(share, argnums=(0, 1), has_aux=True)
-    (network_gradient, row_gradient), auxiliary = differentiate(network, rows)
-    table = table_gradient(state.params.embedding, ids, row_gradient)
-    gradients = ModelParams(EmbeddingParams(table), network_gradient)
-    return lax.psum(gradients, DATA_AXIS), auxiliary
-
-
-def _watched_norms(
-    model: Model, adapter: LossAdapter, watched: str, state: TrainState, batch: Batch, mode: Mode
-) -> Float[Array, " S"]:
-    """The gradient norm, by scenario, that the adapter asks for; XLA shares the forward pass."""
-    rows = lookup(state.params.embedding, table_rows(model.schema, batch.ids))
-
-    def row_losses(network: Tree) -> Array:
-        output, _ = model.forward(network, state.model_state, rows, batch, mode)
-        return adapter.row_losses(output.logits, batch.label)
-
-    scenarios = model.schema.num_scenarios
-    return scenario_gradient_norms(
-        row_losses, state.params.network, watched, batch, scenarios, mode
-    )
+    return jax.jit(mapped)
 
 
 def make_score_step(model: Model, mesh: Mesh) -> ScoreStep:
     """The jitted `scored = score_step(params, model_state, batch)` of evaluation mode."""
+    sharded = model.declared.params.embedding.table.spec != REPLICATED
 
     def device_score(params: ModelParams, model_state: Tree, batch: Batch) -> Scored:
-        output, _ = model.apply(params, model_state, batch, EVALUATION)
+        table = params.embedding.table
+        rows = table_rows(model.schema, batch.ids)
+        places = find_places(rows, table.shape[0], sharded)
+        vectors = read_rows(table, rows, places, sharded)
+        output, _ = model.forward(params.network, model_state, vectors, batch, EVALUATION)
         received = None
         if output.attention is not None:
             received = jax.nn.softmax(output.attention).mean(-2)
         return Scored(output.logits, received, output.gate)
 
     mapped = jax.shard_map(
-        device_score, mesh=mesh, in_specs=(P(), P(), P(DATA_AXIS)), out_specs=P(DATA_AXIS)
+        device_score,
+        mesh=mesh,
+        in_specs=(params_specs(model), REPLICATED, SHARDED),
+        out_specs=SHARDED,
     )
     return jax.jit(mapped)

@@ -10,8 +10,8 @@ from d3jax.embedding import (
     EmbeddingParams,
     declare_embedding,
     lookup,
+    padded_rows,
     pool,
-    table_gradient,
     table_rows,
 )
 from d3jax.parameters import initialize
@@ -30,7 +30,7 @@ def field_tables(table: np.ndarray) -> list[np.ndarray]:
 
 def test_table_rows_begin_where_their_field_does() -> None:
     rows = table_rows(SCHEMA, jnp.asarray(IDS))
-    np.testing.assert_array_equal(rows[:2], [[4, 5, 12, 12, 11], [1, 8, 12, 7, 9]])
+    np.testing.assert_array_equal(rows[:2], [[4, 5, 512, 512, 11], [1, 8, 512, 7, 9]])
     assert rows.dtype == jnp.int32
 
 
@@ -54,7 +54,7 @@ def test_an_empty_slot_reads_zero_and_not_the_last_row(draw: Draw) -> None:
     params, _ = draw(declare_embedding(SCHEMA, 6))
     rows = lookup(params, table_rows(SCHEMA, jnp.asarray(IDS)))
     np.testing.assert_array_equal(rows[0, 2:4], np.zeros((2, 6)))
-    assert np.abs(params.table[-1]).min() > 0
+    assert np.abs(params.table).min() > 0
 
 
 def test_gradient_goes_to_the_rows_read_each_by_its_share(draw: Draw) -> None:
@@ -66,20 +66,24 @@ def test_gradient_goes_to_the_rows_read_each_by_its_share(draw: Draw) -> None:
 
     third = 1 / 3
     expected = [1, 1, 1, 0, 1, 1, third, 0.5 + third + 1, 0.5 + third, 1, 1, 2]
-    np.testing.assert_allclose(jax.grad(total)(params).table[:, 0], expected, rtol=1e-6)
+    gradient = jax.grad(total)(params).table[:, 0]
+    np.testing.assert_allclose(gradient[:12], expected, rtol=1e-6)
+    assert not gradient[12:].any()
 
 
-def test_table_gradient_adds_up_the_rows_and_drops_empty_slots(draw: Draw) -> None:
-    params, _ = draw(declare_embedding(SCHEMA, 6))
-    rows = table_rows(SCHEMA, jnp.asarray(IDS))
-    looked_up = lookup(params, rows)
+@pytest.mark.parametrize(("rows", "padded"), [(1, 512), (512, 512), (513, 1024)])
+def test_rows_are_padded_so_that_devices_can_share_them(rows: int, padded: int) -> None:
+    schema = Schema((Field("a", rows),), ("all",))
+    assert padded_rows(schema) == padded
+    assert declare_embedding(schema, 3).table.shape == (padded, 3)
 
-    def of_rows(values: jax.Array) -> jax.Array:
-        return (pool(SCHEMA, values, jnp.asarray(IDS)) ** 3).sum()
 
-    gradient = table_gradient(params, rows, jax.grad(of_rows)(looked_up))
-    whole = jax.grad(lambda params: of_rows(lookup(params, rows)))(params).table
-    np.testing.assert_allclose(gradient, whole, rtol=1e-6)
+def test_padding_leaves_the_first_rows_as_they_were(key: jax.Array) -> None:
+    short, long = (Schema((Field("a", rows),), ("all",)) for rows in (500, 600))
+    ours, theirs = (
+        initialize(declare_embedding(schema, 3, "normal"), key).table for schema in (short, long)
+    )
+    np.testing.assert_array_equal(ours, theirs[:512])
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,6 @@ def test_table_gradient_adds_up_the_rows_and_drops_empty_slots(draw: Draw) -> No
 def test_initial_scale(init: str, scale: float, std: float, limit: float, key: jax.Array) -> None:
     schema = Schema((Field("user", 15000), Field("item", 5000)), ("all",))
     table = np.asarray(initialize(declare_embedding(schema, 16, init, scale), key).table)
-    assert table.shape == (20000, 16)
+    assert table.shape == (20480, 16)
     assert table.std() == pytest.approx(std, rel=0.01)
     assert np.abs(table).max() <= limit

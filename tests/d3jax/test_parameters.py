@@ -11,6 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from d3jax.parameters import (
+    DATA_AXIS,
+    SHARDED,
     Initializer,
     Parameter,
     constant,
@@ -20,6 +22,7 @@ from d3jax.parameters import (
     initialize,
     normal,
     ones,
+    row_by_row,
     shardings,
     specs,
     uniform,
@@ -99,3 +102,23 @@ def test_shardings_and_specs_follow_the_declaration() -> None:
     assert shardings(declaration, mesh) == Pair(
         NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     )
+
+
+@pytest.mark.parametrize(("rows", "at_once"), [(64, 16), (72, 40), (8, 1000)])
+def test_rows_are_drawn_each_from_its_own_key(key: jax.Array, rows: int, at_once: int) -> None:
+    init = row_by_row(normal(0.3), groups=8, rows_at_once=at_once)
+    array = jax.jit(init, static_argnums=1)(key, (rows, 5))
+    expected = [0.3 * jax.random.normal(jax.random.fold_in(key, row), (5,)) for row in range(rows)]
+    np.testing.assert_allclose(array, np.stack(expected), rtol=1e-6)
+
+
+def test_a_large_array_is_made_where_it_lives(key: jax.Array) -> None:
+    init = row_by_row(uniform(1.0), groups=16, rows_at_once=64)
+    mesh = jax.make_mesh((8,), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    make = jax.jit(lambda key: init(key, (4096, 16)), out_shardings=NamedSharding(mesh, SHARDED))
+    compiled = make.lower(key).compile()
+    assert "all-gather" not in compiled.as_text()
+    assert "all-to-all" not in compiled.as_text()
+    memory = compiled.memory_analysis()
+    assert memory.output_size_in_bytes == 4096 * 16 * 4 / 8
+    np.testing.assert_array_equal(make(key), jax.jit(lambda key: init(key, (4096, 16)))(key))

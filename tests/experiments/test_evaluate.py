@@ -12,16 +12,32 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from d3jax.batch import Field, Schema
-from d3jax.training.metrics import Scores
+from d3jax.batch import Batch
+from d3jax.training.step import Scored
 from data_pipelines.columns import open_prepared
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.cli import main
-from experiments.evaluate import evaluate_split, load_best, mean_attention, planted_fields
+from experiments.evaluate import (
+    adding_attention,
+    evaluate_split,
+    load_best,
+    mean_attention,
+    planted_fields,
+)
 from experiments.run import open_run
 
 Shown = pytest.CaptureFixture[str]
-KEYS = {"rows", "click_rate", "auc", "logloss", "constant_logloss"}
+KEYS = {
+    "rows",
+    "click_rate",
+    "auc",
+    "auc_interval",
+    "gauc",
+    "logloss",
+    "constant_logloss",
+    "pcoc",
+    "ece",
+}
 
 
 @pytest.fixture
@@ -156,14 +172,31 @@ def test_data_with_other_scenarios_is_refused(
 
 
 def test_mean_attention_averages_within_scenarios() -> None:
-    schema = Schema(fields=(Field("s", 4), Field("a", 3)), scenarios=("x", "y", "none"))
-    scores = Scores(np.zeros(3), np.zeros(3), np.array([0, 1, 0]))
     pieces = [
-        type("Scored", (), {"attention": np.array(rows)})()
-        for rows in ([[0.2, 0.8], [0.5, 0.5]], [[0.6, 0.4]])
+        (scored_batch([0, 1]), Scored(np.zeros(2), np.array([[0.2, 0.8], [0.5, 0.5]]), None)),
+        (scored_batch([0]), Scored(np.zeros(1), np.array([[0.6, 0.4]]), None)),
     ]
-    mean = mean_attention(schema, scores, pieces)
+    received = np.zeros((3, 2))
+    assert list(adding_attention(received, pieces)) == pieces
+    np.testing.assert_allclose(received, [[0.8, 1.2], [0.5, 0.5], [0.0, 0.0]])
+    mean = mean_attention(received, np.array([0, 1, 0]))
     np.testing.assert_allclose(mean, [[0.4, 0.6], [0.5, 0.5], [np.nan, np.nan]])
+
+
+def test_a_model_without_attention_has_no_mean_of_it() -> None:
+    received = np.zeros((2, 3))
+    list(adding_attention(received, [(scored_batch([0, 1]), Scored(np.zeros(2), None, None))]))
+    assert mean_attention(received, np.array([0, 1])) is None
+
+
+def scored_batch(scenario: list[int]) -> Batch:
+    rows = len(scenario)
+    return Batch(
+        ids=np.zeros((rows, 2), np.int32),
+        scenario=np.array(scenario, np.int32),
+        label=np.zeros(rows, np.float32),
+        mask=np.ones(rows, bool),
+    )
 
 
 def test_planted_fields_are_those_of_the_provenance(prepared: Path) -> None:

@@ -13,7 +13,7 @@ from d3jax.config import Config
 from d3jax.training.fit import Observer
 from d3jax.training.metrics import Evaluation, Metrics
 from data_pipelines.columns import open_prepared
-from experiments.journal import Journal
+from experiments.journal import Journal, Silence
 from experiments.run import Run
 
 OVERALL = Metrics(rows=30, click_rate=0.2, auc=0.625, logloss=0.5, constant_logloss=0.5)
@@ -46,6 +46,7 @@ def lines(run: Run) -> list[dict[str, float]]:
 def test_a_journal_is_an_observer(run: Run) -> None:
     with Journal(run, Console(file=io.StringIO()), 0, 8, 64) as journal:
         assert isinstance(journal, Observer)
+    assert isinstance(Silence(), Observer)
 
 
 def test_it_writes_one_line_a_step_without_undefined_values(run: Run) -> None:

@@ -61,10 +61,11 @@ def test_a_preset_survives_json_and_builds_a_run(name: str) -> None:
     assert Config.from_json(config.to_json()) == config
     trainer = build_trainer(SCHEMA, config, steps_per_epoch=3)
     table = trainer.abstract.params.embedding
-    assert count(table) == (20 + 15 + 4) * config.model.embedding_dim
+    assert count(table) == 512 * config.model.embedding_dim  # 20 + 15 + 4 rows, padded
     assert count(trainer.abstract.params.network) > 1000
-    moments = trainer.abstract.optimizer_state[0]
-    assert count(moments.mu) == count(moments.nu) == count(trainer.abstract.params)
+    network, moments = trainer.abstract.params.network, trainer.abstract.optimizer_state
+    assert count(moments.network[0].mu) == count(moments.network[0].nu) == count(network)
+    assert count(moments.table[0].mu) == count(moments.table[0].nu) == count(table)
 
 
 def test_the_official_preset_takes_a_step() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
 
 from d3jax.training.metrics import Evaluation, Metrics
-from experiments.report import evaluation_table
+from experiments.report import evaluation_table, trust_table
 
 HOME = Metrics(12345, 0.12344, 0.71236, 0.31111, 0.41)
 SLOT = Metrics(7, 0.0, None, 0.25, 0.0)
@@ -56,4 +57,16 @@ def test_the_planted_truths_auc_stands_beside_each_scenario_by_name() -> None:
         ("slot", "-", "-"),
         ("detail", "-", "-"),
         ("overall", "0.7000", "0.9000"),
+    ]
+
+
+def test_what_is_sure_has_a_table_of_its_own() -> None:
+    extras = {"gauc": 0.61116, "pcoc": 1.0349, "ece": 0.0208, "auc_interval": (0.7, 0.72336)}
+    evaluation = Evaluation(replace(HOME, **extras), {"home": HOME})
+    title, rows = shown(trust_table(evaluation))
+    assert title == "95 % interval of AUC, AUC by user, calibration"
+    assert rows == [
+        ["scenario", "interval", "GAUC", "PCOC", "ECE"],
+        ["home", "-", "-", "-", "-"],
+        ["overall", "0.7000-0.7234", "0.6112", "1.0349", "0.0208"],
     ]

@@ -1,8 +1,11 @@
 """Checkpoints: which are kept, what is refused and how, and that what comes back is exact."""
 
 import dataclasses
+import errno
 import gc
+import os
 import re
+import resource
 import shutil
 import time
 from functools import cache
@@ -16,7 +19,9 @@ from d3jax.config import TrainConfig
 from d3jax.errors import CheckpointError
 from d3jax.parameters import named_leaves
 from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.fingerprint import fingerprints
 from d3jax.training.fit import build_trainer
+from d3jax.training.integrity import DamagedError
 from d3jax.training.sharding import make_mesh, place_batch, replicate
 from tests.d3jax.training.world import make_batch
 
@@ -58,7 +63,7 @@ def devices(number):
 
 def small(value=1.0):
     """A state of two arrays."""
-    arrays = {"kernel": jnp.full((3, 2), value), "step": jnp.int32(value)}
+    arrays = {"kernel": jnp.full((3, 2), value, jnp.float32), "step": jnp.int32(value)}
     return replicate(make_mesh(), arrays)
 
 
@@ -141,65 +146,305 @@ def test_a_missing_step_is_told_with_those_that_are_there(checkpoints):
         checkpoints.restore(small(), 1)
 
 
-def truncate(folder, pattern="*"):
-    """Cuts every file to half its length."""
-    for path in folder.rglob(pattern):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A directory of steps 1 and 2, whose arrays are large enough to be stored by themselves."""
+    directory = tmp_path_factory.mktemp("two")
+    checkpoints = Checkpoints(directory, IDENTITY)
+    for step in (1, 2):
+        checkpoints.save(step, large(step), {"step": step, "best_step": 1})
+    checkpoints.close()
+    return directory
 
 
-def delete_arrays(folder):
-    shutil.rmtree(folder / "state")
+def large(value=1):
+    """A state of random numbers, which compression can't make small, in three types."""
+    draw = np.random.default_rng(value).normal(size=(40, 30)).astype(np.float32)
+    arrays = {
+        "bias": jnp.asarray(draw[0], jnp.bfloat16),
+        "kernel": jnp.asarray(draw),
+        "mask": jnp.asarray(draw[1] > 0),
+        "step": jnp.int32(value),
+    }
+    return replicate(make_mesh(), arrays)
 
 
-def truncate_arrays(folder):
-    truncate(folder / "state")
+def flip(path, place=None):
+    """Turns one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 0x10
+    path.write_bytes(data)
 
 
-def truncate_data(folder):
-    """Only the files that hold numbers: what describes them stays whole."""
-    truncate(folder / "state", "d/*")
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def delete(path):
+    path.unlink()
+
+
+def files_below(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 # Orbax drops the reads that a failed one makes pointless; collected here, they warn here.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [delete_arrays, truncate_arrays, truncate_data])
-def test_a_damaged_checkpoint_is_told_with_its_cure(checkpoints, tmp_path, open_at, damage):
-    save_all(checkpoints, [None, None])
-    damage(tmp_path / "2")
-    again = open_at(tmp_path)
-    message = (
-        rf"^checkpoint 2 in {re.escape(str(tmp_path))} can't be read \([^)].*\); "
-        "delete the folder 2 to go on from an older one$"
-    )
-    with pytest.raises(CheckpointError, match=re.compile(message, re.DOTALL)):
-        again.restore(small())
+@pytest.mark.parametrize("damage", [flip, truncate, empty, delete])
+def test_damage_to_any_file_is_named_or_harmless(two_steps, tmp_path, damage):
+    files = [path.relative_to(two_steps) for path in files_below(two_steps / "2")]
+    assert len(files) >= 10
+    harmless = set()
+    for number, name in enumerate(files):
+        copy = tmp_path / str(number)
+        shutil.copytree(two_steps, copy)
+        damage(copy / name)
+        reader = Checkpoints(copy, IDENTITY, writer=False)
+        restored = reader.restore(large(0))
+        reader.close()
+        assert_equal_bits(restored.state, large(restored.step))
+        assert restored.progress["step"] == restored.step
+        if restored.step == 2:
+            harmless.add(name.name)
+            assert restored.damaged == ()
+        else:
+            (told,) = restored.damaged
+            assert re.fullmatch(
+                rf"checkpoint 2 in {re.escape(str(copy))} is damaged: .*(state/|_METADATA|"
+                r"array (bias|kernel|mask|step)).*\. Step 1 is used instead\.",
+                told,
+            ), told
+            assert "/tmp" not in told.partition("is damaged")[2]
     gc.collect()
-    shutil.rmtree(tmp_path / "2")
-    assert open_at(tmp_path).restore(small()).state["step"] == 1
+    assert harmless <= {
+        "commit_success.txt",
+        "_sharding",
+        "process_0",
+        *names_of_process(two_steps),
+    }
 
 
-def test_damaged_metrics_are_told_when_the_directory_is_opened(checkpoints, tmp_path, open_at):
-    save_all(checkpoints, [None, None])
-    truncate(tmp_path / "2" / "metrics")
+def names_of_process(directory):
+    """The files that Orbax leaves behind when it merges what each process wrote."""
+    return {path.name for path in (directory / "2" / "state" / "ocdbt.process_0").rglob("*")}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_byte_of_the_arrays_may_be_wrong(two_steps, tmp_path, open_at):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    reader = open_at(tmp_path, writer=False)
+    (file,) = (path for path in files_below(tmp_path / "2" / "state" / "d") if is_large(path))
+    size, passed_over = file.stat().st_size, 0
+    for place in range(5, size, size // 25):
+        flip(file, place)
+        restored = reader.restore(large(0))
+        assert_equal_bits(restored.state, large(restored.step))
+        passed_over += restored.step == 1
+        flip(file, place)
+    gc.collect()
+    assert passed_over > 20
+    assert reader.restore(large(0)).step == 2
+
+
+def is_large(path):
+    return path.stat().st_size > 4000
+
+
+def test_the_array_whose_numbers_changed_is_named(tmp_path, open_at):
+    checkpoints = open_at(tmp_path)
+    save_all(checkpoints, [None])
+    metadata = tmp_path / "1" / "_CHECKPOINT_METADATA"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "d3jax.training.checkpoint.fingerprints",
+            lambda arrays: fingerprints({**arrays, "kernel": arrays["kernel"] + 1}),
+        )
+        checkpoints.save(2, small(2), {})
+        checkpoints.wait()
     message = (
-        rf"^the checkpoints in {re.escape(str(tmp_path))} can't be listed, for the metrics of one "
-        r"are damaged \(.*\); delete the folder of that step, likely the newest$"
+        f"checkpoint 2 in {tmp_path} is damaged: array kernel has other numbers than were "
+        "written; put its folder back from a copy, or delete it to go on from an older one"
+    )
+    with pytest.raises(DamagedError, match=f"^{re.escape(message)}$"):
+        checkpoints.restore(small(), 2)
+    with pytest.raises(DamagedError, match=f"^{re.escape(message)}$"):
+        checkpoints.arrays(2)
+    assert metadata.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"best_step": 1', '"best_step": 2'),
+        ('"seed": 0', '"seed": 1'),
+        ("float32", "float64"),
+        ('"digest"', '"digesu"'),
+        ('"fingerprints"', '"fingerprinta"'),
+        ('"custom_metadata"', '"custom_metadatb"'),
+    ],
+)
+def test_metadata_that_changed_is_damage(two_steps, tmp_path, open_at, old, new):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "2" / "_CHECKPOINT_METADATA"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    restored = open_at(tmp_path, writer=False).restore(large())
+    assert restored.step == 1
+    assert "is damaged: _CHECKPOINT_METADATA " in restored.damaged[0]
+
+
+def test_the_writer_moves_damaged_folders_aside_and_saves_those_steps_again(tmp_path, open_at):
+    save_all(open_at(tmp_path, keep=4), [None] * 4)
+    for step in (3, 4):
+        delete(tmp_path / str(step) / "_CHECKPOINT_METADATA")
+    reader = open_at(tmp_path, writer=False)
+    assert [told.partition(" is")[0] for told in reader.restore(small()).damaged] == [
+        f"checkpoint {step} in {tmp_path}" for step in (4, 3)
+    ]
+    assert reader.steps() == [1, 2, 3, 4]
+    writer = open_at(tmp_path, keep=4)
+    told = writer.restore(small()).damaged
+    assert told[0].endswith(f"Step 2 is used instead. Its folder is now {tmp_path}/damaged/4.")
+    assert writer.steps() == [1, 2]
+    for step in (3, 4):
+        writer.save(step, small(step), {})
+    writer.wait()
+    delete(tmp_path / "4" / "_CHECKPOINT_METADATA")
+    assert writer.restore(small()).damaged[0].endswith(f"is now {tmp_path}/damaged/4-2.")
+    assert writer.steps() == open_at(tmp_path).steps() == [1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["3", "4", "4-2"]
+
+
+def test_when_all_are_damaged_each_is_told_and_none_is_moved(tmp_path, open_at):
+    writer = open_at(tmp_path)
+    save_all(writer, [None, None])
+    for step in (1, 2):
+        empty(tmp_path / str(step) / "_CHECKPOINT_METADATA")
+    flaw = "_CHECKPOINT_METADATA is missing or unreadable, or it was not written by d3jax"
+    message = (
+        f"every checkpoint in {tmp_path} is damaged (2: {flaw}; 1: {flaw}); "
+        "put one back from a copy, or start the run again"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        writer.restore(small())
+    assert writer.steps() == [1, 2]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_damaged_best_does_not_make_the_policy_forget_the_other(tmp_path, open_at):
+    save_all(open_at(tmp_path), [1, 1, 1])
+    delete(tmp_path / "3" / "_CHECKPOINT_METADATA")
+    again = open_at(tmp_path)
+    assert again.restore(small()).step == 2
+    again.save(3, small(3), {"best_step": 1})
+    again.save(4, small(4), {"best_step": 3})
+    again.wait()
+    assert again.steps() == [1, 3, 4]
+
+
+def test_another_configuration_is_no_damage(checkpoints, tmp_path, open_at):
+    save_all(checkpoints, [None, None])
+    theirs = {**IDENTITY, "schema": {"scenarios": ["a"]}}
+    with pytest.raises(CheckpointError, match="belongs to another configuration") as caught:
+        open_at(tmp_path, theirs).restore(small())
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_other_arrays_are_no_damage(checkpoints, tmp_path):
+    save_all(checkpoints, [None])
+    other = replicate(make_mesh(), {"kernel": jnp.ones((3, 4)), "step": jnp.int32(0)})
+    message = (
+        f"checkpoint 1 in {tmp_path} has other arrays than this version of d3jax trains "
+        "(kernel: float32[3, 2] -> float32[3, 4]); start the run again"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$") as caught:
+        checkpoints.restore(other)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_checkpoint_without_fingerprints_is_refused(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "d3jax.training.checkpoint.sealed",
+        lambda metadata: {name: metadata[name] for name in ("progress", "identity")},
+    )
+    save_all(checkpoints, [None])
+    message = (
+        f"checkpoint 1 in {tmp_path} was written by an older version of d3jax, "
+        "without fingerprints; start the run again"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$") as caught:
+        checkpoints.restore(small())
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_arrays_are_read_on_the_host_without_a_model(two_steps, open_at):
+    arrays = open_at(two_steps, writer=False).arrays(2)
+    assert all(type(array) is np.ndarray for array in arrays.values())
+    assert_equal_bits(arrays, large(2))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_reading_arrays_tells_of_damage_without_moving_anything(two_steps, tmp_path, open_at):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    for path in files_below(tmp_path / "2" / "state" / "d"):
+        truncate(path)
+    checkpoints = open_at(tmp_path)
+    flaw = r"is damaged: .* local file \"state/d/[0-9a-f]+\": Requested byte range"
+    with pytest.raises(DamagedError, match=flaw):
+        checkpoints.arrays(2)
+    gc.collect()
+    assert checkpoints.steps() == [1, 2]
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9 in .*; it holds \[1, 2\]$"):
+        checkpoints.arrays(9)
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 100,000 bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_the_checkpoints_before_are_whole(tmp_path, open_at, small_files):
+    checkpoints = open_at(tmp_path)
+    save_all(checkpoints, [None])
+    noise = np.random.default_rng(0).normal(size=(500, 500)).astype(np.float32)
+    huge = replicate(make_mesh(), {"kernel": jnp.asarray(noise), "step": jnp.int32(2)})
+    checkpoints.save(2, huge, {})
+    message = (
+        rf"^writing a checkpoint to {re.escape(str(tmp_path))} failed \(.*File too large.*\); "
+        r"those on disk are whole: \[1\]$"
     )
     with pytest.raises(CheckpointError, match=message):
-        Checkpoints(tmp_path, IDENTITY)
-    shutil.rmtree(tmp_path / "2")
-    assert open_at(tmp_path).steps() == [1]
+        checkpoints.wait()
+    small_files()
+    assert checkpoints.restore(small()).step == 1
+    checkpoints.save(2, small(2), {})
+    assert checkpoints.restore(small()).step == 2
 
 
-@pytest.mark.parametrize("lost", ["delete", "truncate"])
-def test_a_checkpoint_without_its_identity_is_refused(checkpoints, tmp_path, open_at, lost):
+def test_a_directory_that_became_read_only_is_told(tmp_path, open_at, monkeypatch):
+    checkpoints = open_at(tmp_path)
     save_all(checkpoints, [None])
-    path = tmp_path / "1" / "_CHECKPOINT_METADATA"
-    path.unlink() if lost == "delete" else path.write_bytes(path.read_bytes()[:-40])
-    message = f"^checkpoint 1 in {re.escape(str(tmp_path))} was not written by d3jax; choose"
-    with pytest.raises(CheckpointError, match=message):
-        open_at(tmp_path).restore(small())
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    with monkeypatch.context() as patch:
+        for maker in ("mkdir", "makedirs"):
+            patch.setattr(os, maker, refuse)
+        checkpoints.save(2, small(2), {})
+        message = r"failed \(.*Read-only file system.*\); those on disk are whole: \[1\]$"
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.wait()
+    assert checkpoints.restore(small()).step == 1
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 
 from d3jax.base import EVALUATION, Output
 from d3jax.config import BalanceConfig, TrainConfig
-from d3jax.errors import ConfigError, Preempted, TrainingError
+from d3jax.embedding import EmbeddingParams
+from d3jax.errors import ConfigError, DataError, Preempted, TrainingError
 from d3jax.model import build_model
 from d3jax.parameters import named_leaves
 from d3jax.training.checkpoint import Checkpoints
@@ -28,7 +29,7 @@ from d3jax.training.fit import (
     total_steps,
 )
 from d3jax.training.metrics import Evaluation, Metrics
-from d3jax.training.sharding import make_mesh
+from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.step import Scored, StepInfo
 from tests.d3jax.training.world import make_batch
 
@@ -45,6 +46,7 @@ class Log:
 
     def __init__(self):
         self.steps, self.logs, self.evaluations, self.saves = [], [], [], []
+        self.skips = []
 
     def stepped(self, step):
         self.steps.append(step)
@@ -54,6 +56,9 @@ class Log:
 
     def evaluated(self, step, evaluation, improved):
         self.evaluations.append((step, evaluation, improved))
+
+    def skipped(self, step, reason):
+        self.skips.append((step, reason))
 
     def saving(self, step):
         self.saves.append(step)
@@ -215,7 +220,7 @@ def run_with_stops(trainer, schema, directory, stops):
     log, state, progress = Log(), trainer.init(), Progress()
     data = data_of(schema)
 
-    def asked_to_stop():
+    def asked_to_stop(step):
         return log.steps[-1] in stops
 
     for stop in sorted(stops - {12}):
@@ -281,11 +286,14 @@ def test_the_steps_compile_once_in_all_runs_resumed_or_not(trainer, schema, tmp_
     assert trainer.score_step._cache_size() == 1
 
 
-def poisoned(schema, bad_step):
+def poisoned(schema, bad_step, rows=slice(None)):
+    """Data whose batch of one step has labels that are no numbers."""
+
     def batch_of(step):
         batch = make_batch(schema, 64, seed=step)
-        label = np.full_like(batch.label, np.nan) if step == bad_step else batch.label
-        return batch._replace(label=label)
+        if step == bad_step:
+            batch.label[rows] = np.nan
+        return batch
 
     return data_of(schema, batch_of)
 
@@ -296,8 +304,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
 ):
     seen = []
     message = (
-        r"^the loss at step 3 is nan and the gradient's norm nan; nothing of it was saved\. Start "
-        "a new run with a smaller --learning-rate, or look at the rows of that step$"
+        r"^the loss at step 3 is nan and the gradient's norm nan\. 64 of the batch's rows have "
+        r"such a loss, the first is row 0 of the batch\. The first parameter whose gradient isn't "
+        r"finite is bottom\.0\.kernel\. Nothing of it was saved\. Look at those rows, try a "
+        r"smaller --learning-rate, or start again with --debug to see the operation or "
+        r"--on-nonfinite skip to leave such batches out$"
     )
     config = config_of(checkpoint_every=every)
     with pytest.raises(TrainingError, match=message):
@@ -309,13 +320,104 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
 
 @pytest.mark.parametrize(
     ("loss", "norm", "told"),
-    [(math.inf, 1.0, "loss at step 1 is inf and"), (0.5, math.inf, "gradient's norm inf;")],
+    [(math.inf, 1.0, "loss at step 1 is inf and"), (0.5, math.inf, r"gradient's norm inf\.")],
 )
 def test_an_infinite_loss_or_gradient_ends_the_run(start, trainer, checkpoints, loss, norm, told):
     info = StepInfo(jnp.float32(loss), jnp.float32(loss), jnp.float32(norm))
     with pytest.raises(TrainingError, match=told):
         start(config_of(checkpoint_every=1), with_steps(trainer, info))
     assert checkpoints.steps() == []
+
+
+def test_the_message_locates_the_first_bad_row(start, checkpoints, schema):
+    data = poisoned(schema, 3, rows=slice(17, 20))
+    data = data._replace(locate=lambda step, row: f"line {100 * step + row} of the log")
+    message = r"3 of the batch's rows have such a loss, the first is line 317 of the log\."
+    with pytest.raises(TrainingError, match=message):
+        start(config_of(), data=data)
+
+
+def test_a_bad_parameter_is_named_when_no_row_is(trainer):
+    state, batch = (
+        trainer.init(),
+        place_batch(trainer.mesh, make_batch(trainer.model.schema, 64, 1)),
+    )
+    table = state.params.embedding.table.at[:40].set(3e38)  # finite, but its gradient is not
+    params = state.params._replace(embedding=EmbeddingParams(table))
+    _, info = trainer.train_step(state._replace(params=params), place_batch(trainer.mesh, batch))
+    names = list(named_leaves(trainer.model.declared.params.network))
+    assert names[int(info.trouble.parameter)] == "bottom.0.kernel"
+
+
+@pytest.fixture(scope="module")
+def skipping(schema, config):
+    """As `trainer`, but batches whose loss isn't finite are skipped."""
+    model = dataclasses.replace(config.model, head="own", tower_layers=(3,), bottom_layers=(5,))
+    train = dataclasses.replace(CONFIG, on_nonfinite="skip")
+    small = dataclasses.replace(config, model=model, train=train)
+
+    def build(update):
+        optimizer = dataclasses.replace(config.optimizer, embedding_update=update)
+        changed = dataclasses.replace(small, optimizer=optimizer)
+        return build_trainer(schema, changed, STEPS, make_mesh(jax.devices()[:2]))
+
+    return build
+
+
+@pytest.mark.parametrize("update", ["dense", "lazy_adamw", "adagrad"])
+def test_a_skipped_step_changes_nothing_but_the_steps_number(skipping, schema, update):
+    trainer = skipping(update)
+    good = place_batch(trainer.mesh, make_batch(schema, 64, seed=1))
+    state, _ = trainer.train_step(trainer.init(), good)
+    before = jax.device_get(state)
+    batch = make_batch(schema, 64, seed=2)
+    batch.label[5] = np.nan
+    state, info = trainer.train_step(state, place_batch(trainer.mesh, batch))
+    assert math.isnan(info.loss)
+    after = jax.device_get(state)
+    assert after.step == before.step + 1
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=before.step), before)
+    state, info = trainer.train_step(state, good)
+    assert math.isfinite(info.loss)
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), jax.device_get(state.params), before.params
+    )
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_skipped_steps_are_told_and_left_out_of_the_mean(start, skipping, schema):
+    log, state, progress = start(
+        config_of(on_nonfinite="skip"), skipping("dense"), poisoned(schema, 3)
+    )
+    [(step, reason)] = log.skips
+    assert step == 3
+    assert "64 of the batch's rows have such a loss" in reason
+    assert progress.step == 12
+    assert progress.skipped == 0
+    assert all(math.isfinite(loss) for _, loss in log.logs)
+    assert int(state.step) == 12
+
+
+def test_a_run_that_only_skips_ends(start, skipping, schema):
+    nothing = data_of(
+        schema, lambda step: make_batch(schema, 64, step)._replace(label=np.full(64, np.nan, "f4"))
+    )
+    message = r"at step 11 is nan .* It was the 11th in a row\. Nothing of it was saved\. .*"
+    with pytest.raises(TrainingError, match=message):
+        start(config_of(on_nonfinite="skip"), skipping("dense"), nothing)
+
+
+def test_debugging_names_the_operation_and_the_bad_id(start, schema, config):
+    model = dataclasses.replace(config.model, head="own", tower_layers=(3,), bottom_layers=(5,))
+    small = dataclasses.replace(config, model=model, train=CONFIG)
+    trainer = build_trainer(schema, small, STEPS, make_mesh(jax.devices()[:2]), debug=True)
+    with pytest.raises(TrainingError, match=r"^step 3: .*nan generated by primitive: \w+"):
+        start(config_of(), trainer, poisoned(schema, 3))
+    outside = make_batch(schema, 64, seed=1)
+    outside.ids[7, 0] = 40
+    message = r"field 'user': id 40 in row 7 of the batch of step 1 is outside \[0, 40\)"
+    with pytest.raises(DataError, match=message):
+        start(config_of(), trainer, data_of(schema, lambda step: outside))
 
 
 def test_auc_cannot_be_monitored_on_one_class(start, schema, checkpoints):

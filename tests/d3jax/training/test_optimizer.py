@@ -6,9 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from d3jax.base import ModelParams
 from d3jax.config import OptimizerConfig
-from d3jax.embedding import EmbeddingParams
 from d3jax.training.optimizer import adamw
 
 CONFIG = OptimizerConfig(
@@ -19,16 +17,6 @@ SHAPES = {"table": (5, 4), "kernel": (4, 3), "bias": (3,)}
 
 def draw(rng):
     return {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
-
-
-def as_params(arrays):
-    arrays = {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
-    table = arrays.pop("table")
-    return ModelParams(EmbeddingParams(table), arrays)
-
-
-def as_arrays(params):
-    return {"table": params.embedding.table, **params.network}
 
 
 def reference(params, gradients, config):
@@ -48,13 +36,20 @@ def reference(params, gradients, config):
 
 
 def run(params, gradients, config):
-    optimizer = adamw(config)
-    params = as_params(params)
-    state = optimizer.init(params)
+    """The arrays after steps of the network's optimizer and of the table's dense update."""
+    transforms = {
+        name: adamw(config, config.embedding_decay if name == "table" else config.weight_decay)
+        for name in SHAPES
+    }
+    params = {name: jnp.asarray(array, jnp.float32) for name, array in params.items()}
+    states = {name: transforms[name].init(params[name]) for name in SHAPES}
     for gradient in gradients:
-        updates, state = optimizer.update(as_params(gradient), state, params)
-        params = optax.apply_updates(params, updates)
-    return as_arrays(params)
+        for name, transform in transforms.items():
+            update, states[name] = transform.update(
+                jnp.asarray(gradient[name], jnp.float32), states[name], params[name]
+            )
+            params[name] = optax.apply_updates(params[name], update)
+    return params
 
 
 def test_several_steps_are_those_of_the_reference():

@@ -10,9 +10,11 @@ from d3jax.batch import Batch
 from d3jax.config import OptimizerConfig
 from d3jax.embedding import EmbeddingParams
 from d3jax.model import build_model
+from d3jax.training import scoring
 from d3jax.training.loss import unweighted
-from d3jax.training.optimizer import adamw
-from d3jax.training.scoring import collect_scores, score_batches
+from d3jax.training.metrics import Scores
+from d3jax.training.optimizer import build_optimizer
+from d3jax.training.scoring import collect_scores, gather_scores, score_batches
 from d3jax.training.sharding import make_mesh
 from d3jax.training.step import Scored, init_state, make_score_step
 from tests.d3jax.training.world import make_batch
@@ -64,10 +66,35 @@ def test_a_mask_with_holes_drops_just_those_rows(schema):
     assert real.mask.all()
 
 
+def test_two_processes_scores_come_in_the_order_of_one(monkeypatch):
+    def piece(*numbers):
+        rows = np.array(numbers, np.int32)
+        return Scores(rows.astype(np.float32), rows % 2 == 1, rows % 3, rows + 100)
+
+    shares = [[piece(0, 1), piece(4, 5), piece(8, 9)], [piece(2, 3), piece(6, 7), piece()]]
+    told = []
+    for mine in shares:
+        sizes = np.array([len(part.label) for part in mine])
+        told.append([sizes, *Scores.merge(mine)])
+    columns = zip(*told, strict=True)
+
+    def other_process_too(mine):
+        everyone = list(next(columns))
+        np.testing.assert_array_equal(mine, everyone[0])
+        return everyone
+
+    monkeypatch.setattr(scoring, "gather_arrays", other_process_too)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    scores = gather_scores(shares[0])
+    expected = piece(*range(10))
+    for ours, theirs in zip(scores, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_models_scores_are_host_arrays_of_the_real_rows(schema, config, devices):
     model = build_model(schema, config)
-    optimizer = adamw(OptimizerConfig())
+    optimizer = build_optimizer(OptimizerConfig(), model, steps=1)
     state = jax.jit(lambda: init_state(model, unweighted(), optimizer, seed=0))()
     mesh = make_mesh(jax.devices()[:devices])
     batches = [make_batch(schema, 64, seed, padding=14 * seed) for seed in range(2)]

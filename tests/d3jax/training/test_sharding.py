@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from d3jax.errors import ConfigError
-from d3jax.training.sharding import DATA_AXIS, check_batch_size, make_mesh, place_batch, replicate
+from d3jax.parameters import DATA_AXIS
+from d3jax.training.sharding import check_batch_size, make_mesh, place_batch, replicate
 
 
 def test_a_mesh_holds_all_devices_or_those_it_is_given():
@@ -44,3 +45,13 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(batch_size):
     )
     with pytest.raises(ConfigError, match=message):
         check_batch_size(batch_size, mesh)
+
+
+def test_a_share_that_cannot_be_cut_into_slices_is_refused():
+    check_batch_size(48, make_mesh(), slices=3)
+    message = (
+        r"^a device's 6 rows of a batch can't be cut into 4 equal slices; use a batch_size that "
+        r"is a multiple of 32$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_batch_size(48, make_mesh(), slices=4)

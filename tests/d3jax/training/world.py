@@ -28,3 +28,8 @@ def largest_difference(ours, theirs) -> float:
         return np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)
 
     return max(jax.tree.leaves(jax.tree.map(relative, ours, theirs)))
+
+
+def moments(state):
+    """Adam's running means of the gradients of the network and of a densely updated table."""
+    return state.optimizer_state.network[0].mu, state.optimizer_state.table[0].mu

@@ -1,0 +1,94 @@
+"""What the machine can do at most: float32 matrix products and copies, by the best library."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+SIDE, COPIED = 3072, 2**27
+"""Side of the square matrices, and the number of floats in the copied array (0.5 GB)."""
+
+
+class Limits(NamedTuple):
+    """Floating-point operations and bytes a second, and who reached them."""
+
+    flops: float
+    bandwidth: float
+    flops_by: str
+
+
+def best_seconds(work: Callable[[], object], repeats: int = 7) -> float:
+    """The least time that `work` takes, after one call to warm up."""
+    work()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def matrix_rate(library: str, side: int = SIDE) -> float:
+    """FLOP/s of a product of two square matrices by numpy, jax or torch."""
+    square = np.random.default_rng(0).random((side, side), np.float32)
+    return 2 * side**3 / best_seconds(_product(library, square))
+
+
+def _product(library: str, square: np.ndarray) -> Callable[[], object]:
+    match library:
+        case "jax":
+            import jax
+
+            placed, dot = jax.device_put(square), jax.jit(jax.numpy.matmul)
+            return lambda: dot(placed, placed).block_until_ready()
+        case "torch":
+            import torch
+
+            tensor = torch.from_numpy(square)
+            return lambda: tensor @ tensor
+        case _:
+            return lambda: square @ square
+
+
+def copy_rate(floats: int = COPIED) -> float:
+    """Bytes a second, read and written, of a copy by as many threads as there are cores (the
+    copy of STREAM, McCalpin, 1995)."""
+    source, target = np.ones(floats, np.float32), np.zeros(floats, np.float32)
+    threads = os.cpu_count() or 1
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = best_seconds(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))
+    return 2 * source.nbytes / seconds
+
+
+def measure_limits() -> Limits:
+    """Each library in a process of its own, those that are installed."""
+    rates = {
+        library: _in_child(library)
+        for library in ("numpy", "jax", "torch")
+        if importlib.util.find_spec(library)
+    }
+    best = max(rates, key=lambda library: rates[library])
+    return Limits(rates[best], _in_child("copy"), best)
+
+
+def _in_child(what: str) -> float:
+    command = [sys.executable, "-m", "experiments.bench.limits", what]
+    # A kernel that was chosen for an older numpy would hide what this one can do.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    sys.stdout.write(json.dumps(copy_rate() if name == "copy" else matrix_rate(name)))

@@ -1,0 +1,54 @@
+"""Checks every array of every checkpoint of a run against its fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from d3jax.errors import CheckpointError
+from d3jax.training.checkpoint import Checkpoints
+from experiments.run import open_run
+
+
+def is_run(directory: Path) -> bool:
+    """Whether this is a run directory, or what is left of one, and not a prepared one."""
+    return (directory / "config.json").exists() or (directory / "checkpoints").exists()
+
+
+def check_run(directory: Path, console: Console) -> None:
+    """Prints a line for each checkpoint: its arrays, their bytes, and whether all are whole.
+
+    Raises `CheckpointError` when one is damaged, or when there is none.
+    """
+    checkpoints = open_run(directory).checkpoints(writer=False)
+    table = Table(title=f"{escape(str(directory))}: checkpoints")
+    for column in ("step", "arrays", "bytes"):
+        table.add_column(column, justify="right")
+    table.add_column("state", overflow="fold")
+    steps = checkpoints.steps()
+    damaged = [step for step in steps if not _add_row(table, checkpoints, step)]
+    checkpoints.close()
+    console.print(table)
+    if not steps:
+        raise CheckpointError(f"{directory} has no checkpoint yet; train it by --resume")
+    if damaged:
+        raise CheckpointError(
+            f"of {len(steps)} checkpoints in {directory} damaged: "
+            f"{', '.join(map(str, damaged))}; put their folders back from a copy, or go on by "
+            "--resume, which uses the newest that is whole"
+        )
+
+
+def _add_row(table: Table, checkpoints: Checkpoints, step: int) -> bool:
+    """Adds what was found in a checkpoint, and says whether it is whole."""
+    try:
+        arrays = checkpoints.arrays(step)
+    except CheckpointError as error:
+        table.add_row(f"{step}", "-", "-", f"[bold red]{escape(str(error))}[/]")
+        return False
+    size = sum(array.nbytes for array in arrays.values())
+    table.add_row(f"{step}", f"{len(arrays)}", f"{size:,}", "[green]ok[/]")
+    return True

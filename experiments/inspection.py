@@ -1,0 +1,206 @@
+"""Pictures of one run: how it learnt, how far it can be believed, and what D3 did inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from d3jax.base import EVALUATION, LossAdapter
+from d3jax.batch import Batch
+from d3jax.parameters import Tree
+from d3jax.training.fit import build_adapter
+from d3jax.training.loss import d3_balance
+from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
+from d3jax.training.scoring import score_batches
+from data_pipelines.columns import Prepared
+from data_pipelines.loader import evaluation_batches, steps_per_epoch
+from experiments.charts import Curve, calibration_curves, distributions, learning_curves, save
+from experiments.evaluate import RESAMPLES, Loaded, load_best, planted_fields
+from experiments.figures import attention_heat_map
+from experiments.report import evaluation_table, number_text, trust_table
+from experiments.run import Run, open_run
+
+
+class Observed(NamedTuple):
+    """R rows as the best weights see them; None for what the model doesn't have.
+
+    `weight` is what a row's loss counts once the weighing of rows has started.
+    """
+
+    scores: Scores
+    attention: np.ndarray | None
+    gate: np.ndarray | None
+    weight: np.ndarray | None
+
+
+def inspect_run(
+    directory: Path, data: Path | None, split: str, out: Path | None, console: Console
+) -> list[Path]:
+    """Draws everything that the run has to show, as PNG and SVG; returns the files."""
+    run = open_run(directory)
+    prepared = run.prepared(data)
+    loaded = load_best(run)
+    observed = observe(run, loaded, prepared, split)
+    evaluation = evaluate_scores(observed.scores, run.schema.scenarios, RESAMPLES)
+    folder = directory / "figures" if out is None else out
+    files = [
+        path
+        for name, figure in figures(run, loaded.step, observed, evaluation, split)
+        for path in save(figure, folder / name)
+    ]
+    files += draw_attention(folder, prepared, observed)
+    Console().print(
+        evaluation_table(f"{directory}: {split} rows", evaluation), trust_table(evaluation)
+    )
+    console.print(f"{len(files)} pictures are in {folder}")
+    return files
+
+
+def observe(run: Run, loaded: Loaded, prepared: Prepared, split: str) -> Observed:
+    """Scores a split once, with everything that the model says of a row."""
+    schema, trainer, state = run.schema, loaded.trainer, loaded.state
+    params = trainer.settle(state)
+    batches = list(evaluation_batches(prepared.rows(split), batch_size=run.config.train.batch_size))
+    scored = list(
+        score_batches(trainer.score_step, params, state.model_state, batches, trainer.mesh)
+    )
+    slot = schema.user_slot
+    scores = Scores(
+        logits=np.concatenate([output.logits for _, output in scored]),
+        label=np.concatenate([batch.label for batch, _ in scored]),
+        scenario=np.concatenate([batch.scenario for batch, _ in scored]),
+        user=None if slot is None else np.concatenate([b.ids[:, slot] for b, _ in scored]),
+    )
+    return Observed(
+        scores,
+        attention=_joined([output.attention for _, output in scored]),
+        gate=_joined([output.gate for _, output in scored]),
+        weight=loss_weights(run, loaded, batches),
+    )
+
+
+def loss_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarray | None:
+    """What each row's loss counts by the run's adapter; None for one that weighs no rows.
+
+    Eq. 16 compares a row with its batch, so that a weight depends on which rows are together.
+    """
+    adapter = _active_adapter(run, loaded)
+    if adapter is None:
+        return None
+    # The forward pass that training weighs rows by, on one device, with the attention's logits.
+    model = loaded.trainer.model
+    params = _on_one_device(loaded.trainer.settle(loaded.state))
+    model_state = _on_one_device(loaded.state.model_state)
+    adapter_state = _on_one_device(loaded.state.adapter_state)
+    step = _on_one_device(loaded.state.step)
+
+    @jax.jit
+    def weigh(batch: Batch) -> jax.Array:
+        output, _ = model.apply(params, model_state, batch, EVALUATION)
+        return adapter.row_weights(adapter_state, output, batch, step, EVALUATION)
+
+    weights = np.concatenate([np.asarray(weigh(batch))[batch.mask] for batch in batches])
+    return None if np.ptp(weights) == 0 else weights
+
+
+def figures(
+    run: Run, best_step: int, observed: Observed, evaluation: Evaluation, split: str
+) -> Iterator[tuple[str, Figure]]:
+    """Names and figures of what the run has."""
+    groups = _groups(run, observed.scores)
+    training, logloss, auc = read_curves(run)
+    if logloss:
+        yield "learning-curves", learning_curves(training, logloss, auc, best_step)
+    probability = 1.0 / (1.0 + np.exp(-observed.scores.logits.astype(np.float64)))
+    label = observed.scores.label.astype(np.float64)
+    bins = {name: calibration(probability[rows], label[rows]) for name, rows in groups.items()}
+    errors = {name: _calibration_note(evaluation, name) for name in groups}
+    yield "calibration", calibration_curves(bins, errors)
+    note = f"{split} rows; box: quartiles, whiskers: 5th to 95th percentile"
+    if observed.gate is not None:
+        specific = {name: observed.gate[rows, 0] for name, rows in groups.items()}
+        label_text = "gate: share of the row's own weights (specific)"
+        yield "gates", distributions(specific, label_text, note)
+    if observed.weight is not None:
+        weights = {name: observed.weight[rows] for name, rows in groups.items()}
+        yield "loss-weights", distributions(weights, "loss weight of a row", note)
+
+
+def draw_attention(folder: Path, prepared: Prepared, observed: Observed) -> list[Path]:
+    """The heat map of attention by scenario and field (Figure 4 of the D3 paper)."""
+    if observed.attention is None:
+        return []
+    schema = prepared.schema
+    mean = [
+        observed.attention[observed.scores.scenario == index].mean(0, dtype=np.float64)
+        if (observed.scores.scenario == index).any()
+        else np.full(schema.num_fields, np.nan)
+        for index in range(schema.num_scenarios)
+    ]
+    names = [field.name for field in schema.fields]
+    files = [folder / "attention.png", folder / "attention.svg"]
+    for path in files:
+        attention_heat_map(path, np.stack(mean), schema.scenarios, names, planted_fields(prepared))
+    return files
+
+
+def read_curves(run: Run) -> tuple[Curve, dict[str, Curve], dict[str, Curve]]:
+    """Training loss, and validation logloss and AUC by group, from metrics.jsonl."""
+    path = run.directory / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+
+    def by_group(metric: str) -> dict[str, Curve]:
+        curves = {
+            group: _curve(lines, f"validation/{group}/{metric}")
+            for group in (*run.schema.scenarios, "overall")
+        }
+        return {group: curve for group, curve in curves.items() if curve.steps}
+
+    return _curve(lines, "train/loss"), by_group("logloss"), by_group("auc")
+
+
+def _active_adapter(run: Run, loaded: Loaded) -> LossAdapter | None:
+    """The run's adapter as it weighs rows once it has started."""
+    config, rows = run.config, run.described.provenance["rows"]["train"]
+    if config.model.head == "d3" and config.d3.parts == "d3":
+        never = config.balance.start_ratio == 1
+        return None if never else d3_balance(config.balance, start_step=0)
+    if config.adapter.adapter == "none":
+        return None
+    return build_adapter(
+        config, loaded.trainer.model, steps_per_epoch(rows, config.train.batch_size)
+    )
+
+
+def _on_one_device(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.asarray, jax.device_get(tree))
+
+
+def _groups(run: Run, scores: Scores) -> dict[str, np.ndarray]:
+    """The rows of each scenario that has any."""
+    rows = {name: scores.scenario == index for index, name in enumerate(run.schema.scenarios)}
+    return {name: mine for name, mine in rows.items() if mine.any()}
+
+
+def _calibration_note(evaluation: Evaluation, name: str) -> str:
+    group = evaluation.scenarios[name]
+    return f"PCOC {number_text(group.pcoc)}, ECE {number_text(group.ece)}"
+
+
+def _curve(lines: list[dict[str, float]], name: str) -> Curve:
+    points = [(int(line["step"]), line[name]) for line in lines if name in line]
+    return Curve([step for step, _ in points], [value for _, value in points])
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None

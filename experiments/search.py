@@ -1,0 +1,276 @@
+"""Looks for settings on the validation rows, and never scores a test row."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from rich.console import Console
+
+from d3jax.backbones import refusal
+from d3jax.checks import within
+from d3jax.config import Config, differences
+from d3jax.errors import ConfigError, Preempted, TrainingError
+from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.fit import Progress, build_trainer, fit, monitored
+from d3jax.training.metrics import Evaluation
+from data_pipelines.columns import Prepared, check_rows, open_prepared
+from experiments.journal import Silence
+from experiments.spaces import SPACES, check_space, has_balance
+from experiments.tables import Table
+from experiments.train import stop_signals, training_data
+
+Report = Callable[[int, float], None]
+"""Told the number of an evaluation and its metric; may raise to end the trial."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to look for and for how long; `out` is the preset file to write, beside which the
+    study's file lies."""
+
+    config: Config
+    space: str
+    trials: int
+    seeds: int
+    out: Path
+
+    def __post_init__(self) -> None:
+        within("trials", self.trials, 1, 100_000)
+        within("seeds", self.seeds, 1, 1000)
+
+    @property
+    def storage(self) -> Path:
+        """The SQLite file that remembers the trials."""
+        return self.out.with_suffix(".db")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the monitored metric is a loss."""
+        return self.config.train.monitor == "logloss"
+
+
+class Watcher(Silence):
+    """Reports each evaluation of a training loop, and remembers the best."""
+
+    def __init__(self, config: Config, report: Report) -> None:
+        self._config, self._report = config, report
+        self.count = 0
+
+    def evaluated(self, step: int, evaluation: Evaluation, improved: bool) -> None:
+        """Reports the monitored metric."""
+        metric, _ = monitored(self._config.train, evaluation)
+        self.count += 1
+        self._report(self.count, metric)
+
+
+def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
+    """Runs trials until there are `plan.trials`, then the best one's seeds; writes the preset.
+
+    The same call goes on with the study's file. Raises `ConfigError` when that file is of other
+    settings or data, `TrainingError` when no trial came to its end, and `Preempted` when it was
+    asked to stop.
+    """
+    prepared = open_prepared(data)
+    check_rows(prepared)
+    check_space(plan.space, plan.config)
+    # Settings that contradict each other are refused before a trial is made.
+    build_trainer(prepared.schema, plan.config, steps_per_epoch=1)
+    study = open_study(plan, prepared)
+    if (finished := _finished(plan)) is not None:
+        console.print(f"{plan.out} has been found already")
+        return finished
+    with stop_signals() as should_stop:
+        _run_trials(study, plan, prepared, console, should_stop)
+        best = SPACES[plan.space](optuna.trial.FixedTrial(study.best_params), plan.config)
+        values = [
+            train_on_validation(
+                replace(best, train=replace(best.train, seed=seed)), prepared, should_stop
+            )
+            for seed in range(plan.seeds)
+        ]
+    preset = describe(plan, study, best, values)
+    plan.out.parent.mkdir(parents=True, exist_ok=True)
+    plan.out.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    console.print(
+        f"validation {preset['metric']} {preset['mean']:.4f}, standard deviation "
+        f"{preset['std'] or 0:.4f} over {plan.seeds} seeds; "
+        f"train with it: d3jax train {data} --config {plan.out}",
+        soft_wrap=True,
+    )
+    return preset
+
+
+def search_table(data: Path, table: Table, plan: Search, console: Console) -> None:
+    """Searches for every method of a table with the same number of trials; `plan.out` is the
+    folder of presets, which `d3jax compare --configs` reads. Raises what `search` raises."""
+    schema = open_prepared(data).schema
+    for method in table.methods:
+        config = method.configure(plan.config, plan.config.train.seed)
+        reason = refusal(schema, config)
+        if reason is None and plan.space == "paper" and not has_balance(config):
+            reason = "it has no balance, which is all that space paper varies"
+        if reason is None:
+            console.print(f"[bold]{method.name}[/]")
+            path = plan.out / f"{method.slug}.json"
+            search(data, replace(plan, config=config, out=path), console)
+        else:
+            console.print(f"{method.name} is left out: {reason}", soft_wrap=True)
+
+
+def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
+    """The study in the SQLite file, made when it isn't there; trials that were cut short are
+    failed, so that they count for nothing."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plan.storage.parent.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name="search",
+        storage=f"sqlite:///{plan.storage}",
+        load_if_exists=True,
+        direction="minimize" if plan.lower_is_better else "maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+    )
+    identity = {
+        "space": plan.space,
+        "config": plan.config.to_json(),
+        "schema": json.loads(json.dumps(prepared.schema.to_json())),
+        "data": prepared.provenance,
+    }
+    known = study.user_attrs.get("identity")
+    if known is None:
+        study.set_user_attr("identity", identity)
+    elif changed := differences(known, identity):
+        raise ConfigError(
+            f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
+            "choose another --out, or delete it"
+        )
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    # A search that goes on must not draw what it drew at its start.
+    seed = plan.config.train.seed + len(study.trials)
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    return study
+
+
+def train_on_validation(
+    config: Config,
+    prepared: Prepared,
+    should_stop: Callable[[int], bool],
+    report: Report = lambda count, metric: None,
+) -> float:
+    """Trains once and returns the best monitored value on the validation rows."""
+    data = training_data(prepared, config)
+    trainer = build_trainer(prepared.schema, config, data.steps_per_epoch)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = Checkpoints(Path(scratch) / "checkpoints", {}, writer=True)
+        try:
+            _, progress = fit(
+                trainer,
+                config.train,
+                data,
+                trainer.init(),
+                Progress(),
+                checkpoints,
+                Watcher(config, report),
+                should_stop,
+            )
+        finally:
+            checkpoints.close()
+    assert progress.best_metric is not None
+    return progress.best_metric
+
+
+def describe(
+    plan: Search, study: optuna.Study, best: Config, values: list[float]
+) -> dict[str, Any]:
+    """The preset file: a configuration, and what it reached over seeds on validation rows."""
+    scenario = plan.config.train.monitor_scenario
+    counts = {
+        state.name.lower(): len(study.get_trials(deepcopy=False, states=[state]))
+        for state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    }
+    return {
+        "config": best.to_json(),
+        "metric": f"{plan.config.train.monitor} of {scenario or 'all'} validation rows",
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "values": values,
+        "space": plan.space,
+        "trials": counts,
+        "found": study.best_params,
+    }
+
+
+def _run_trials(
+    study: optuna.Study,
+    plan: Search,
+    prepared: Prepared,
+    console: Console,
+    should_stop: Callable[[int], bool],
+) -> None:
+    """Trials up to the number that the plan wants, those in the file included."""
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    while (done := len(study.get_trials(deepcopy=False, states=ended))) < plan.trials:
+        trial = study.ask()
+        text = _run_trial(study, trial, plan, prepared, should_stop)
+        console.print(f"trial {done + 1} of {plan.trials}: {text}", soft_wrap=True)
+    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        raise TrainingError(
+            f"none of {plan.trials} trials came to its end; look at the lines above, and give "
+            "more --trials or another --space"
+        )
+
+
+def _finished(plan: Search) -> dict[str, Any] | None:
+    """The preset of an earlier call with as many trials and seeds; None when there is none."""
+    try:
+        preset = json.loads(plan.out.read_text(encoding="utf-8"))
+        enough = sum(preset["trials"].values()) >= plan.trials
+        return preset if enough and len(preset["values"]) == plan.seeds else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _run_trial(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    plan: Search,
+    prepared: Prepared,
+    should_stop: Callable[[int], bool],
+) -> str:
+    """One trial, told to the study; returns what came out. A draw that can't be trained, or
+    whose loss isn't finite, counts as pruned; one that was stopped as failed."""
+
+    def report(count: int, metric: float) -> None:
+        trial.report(metric, count)
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"pruned after {count} evaluations, at {metric:.4f}")
+
+    state = optuna.trial.TrialState
+    try:
+        config = SPACES[plan.space](trial, plan.config)
+        value = train_on_validation(config, prepared, should_stop, report)
+    except optuna.TrialPruned as pruned:
+        study.tell(trial, state=state.PRUNED)
+        return str(pruned)
+    except (ConfigError, TrainingError) as error:
+        study.tell(trial, state=state.PRUNED)
+        return f"can't be trained: {error}"
+    except (Preempted, KeyboardInterrupt) as stop:
+        study.tell(trial, state=state.FAIL)
+        raise Preempted("stopped; give the same command to go on with the search") from stop
+    study.tell(trial, value)
+    return f"{value:.4f} with {_short(trial.params)}; best so far {study.best_value:.4f}"
+
+
+def _short(params: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in params.items()
+    )

@@ -1,0 +1,183 @@
+"""What the D3 paper compares: Tables 1 to 3 and Figures 3 and 4, as lists of methods."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from d3jax.config import AdapterName, BackboneName, Config, HeadName, Part
+from d3jax.errors import ConfigError
+
+START_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""When loss adaptation starts in Figure 3, as a share of the run's steps; 1: never."""
+
+TITLES: dict[BackboneName, str] = {
+    "plain": "MLP",
+    "shared_bottom": "Shared-Bottom",
+    "mmoe": "MMoE",
+    "m2m": "M2M",
+    "adi": "ADI",
+    "star": "STAR",
+    "sar_net": "SAR-Net",
+    "ple": "PLE",
+    "pepnet": "PEPNet",
+    "adasparse": "AdaSparse",
+    "hamur": "HAMUR",
+    "m3oe": "M3oE",
+    "adaptdhm": "AdaptDHM",
+}
+PAPER_BACKBONES: tuple[BackboneName, ...] = (
+    "shared_bottom",
+    "mmoe",
+    "m2m",
+    "adi",
+    "star",
+    "sar_net",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a table: what it changes in the configuration, and what it is tested against."""
+
+    name: str
+    backbone: BackboneName
+    head: HeadName = "own"
+    parts: Part = "d3"
+    adapter: AdapterName = "none"
+    start_ratio: float | None = None
+    """Share of the steps before loss adaptation starts; the configuration's own when None."""
+    base: str | None = None
+    """The name of the method whose seeds this one's are paired with."""
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder's."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
+
+    def configure(self, config: Config, seed: int) -> Config:
+        """The configuration with this method's model, adapter and start, and a seed."""
+        start = config.balance.start_ratio if self.start_ratio is None else self.start_ratio
+        return replace(
+            config,
+            model=replace(config.model, backbone=self.backbone, head=self.head),
+            d3=replace(config.d3, parts=self.parts),
+            balance=replace(config.balance, start_ratio=start),
+            adapter=replace(config.adapter, adapter=self.adapter),
+            train=replace(config.train, seed=seed),
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Methods to train side by side."""
+
+    name: str
+    title: str
+    methods: tuple[Method, ...]
+
+    def method(self, name: str) -> Method | None:
+        """The method of that name, None when the table has none."""
+        return next((method for method in self.methods if method.name == name), None)
+
+
+MLP = Method(TITLES["plain"], "plain")
+"""A plain network on all embeddings: the bar that anything more elaborate has to pass."""
+
+
+def table1() -> Table:
+    """The paper's six backbones without and with D3."""
+    pairs = [
+        method
+        for backbone in PAPER_BACKBONES
+        for method in (_own(backbone), _d3(backbone, "d3", base=TITLES[backbone]))
+    ]
+    return Table("table1", "Backbones without and with D3 (Table 1)", (MLP, *pairs))
+
+
+def table2(backbone: BackboneName = "adi") -> Table:
+    """Weight generators and loss adapters on one backbone."""
+    title = TITLES[backbone]
+    d2 = _d3(backbone, "d2", base=title)
+    methods = (
+        MLP,
+        _own(backbone),
+        Method(f"{title} + M2M-WG", backbone, "m2m_wg", base=title),
+        Method(f"{title} + PEPNet-WG", backbone, "pepnet_wg", base=title),
+        _d3(backbone, "d1", base=title),
+        d2,
+        replace(d2, name=f"{title} + D2 + DWA", adapter="dwa"),
+        replace(d2, name=f"{title} + D2 + DTP", adapter="dtp"),
+        _d3(backbone, "d3", base=title),
+    )
+    return Table("table2", f"Weight generators and loss adapters on {title} (Table 2)", methods)
+
+
+def table3(backbone: BackboneName = "adi") -> Table:
+    """D3's parts, added one after another."""
+    title = TITLES[backbone]
+    parts: tuple[Part, ...] = ("d1", "d2", "d3")
+    added = (_d3(backbone, part, base=title) for part in parts)
+    return Table("table3", f"D3's parts on {title} (Table 3)", (MLP, _own(backbone), *added))
+
+
+def figure3(backbone: BackboneName = "adi") -> Table:
+    """D3 whose loss adaptation starts at five moments of the run, against never."""
+    d3 = _d3(backbone, "d3", base=None)
+    never = f"{d3.name}, start 1"
+    methods = [
+        replace(d3, name=f"{d3.name}, start {ratio:g}", start_ratio=ratio, base=never)
+        for ratio in START_RATIOS
+    ]
+    methods[-1] = replace(methods[-1], base=None)
+    title = f"When loss adaptation starts, {TITLES[backbone]} (Figure 3)"
+    return Table("figure3", title, (MLP, *methods))
+
+
+def figure4(backbone: BackboneName = "adi") -> Table:
+    """D3 alone, for its attention by scenario and field."""
+    title = f"Attention by scenario and field, {TITLES[backbone]} (Figure 4)"
+    return Table("figure4", title, (MLP, _d3(backbone, "d3", base=MLP.name)))
+
+
+TABLES: dict[int, Callable[[BackboneName], Table]] = {
+    1: lambda backbone: table1(),
+    2: table2,
+    3: table3,
+}
+FIGURES: dict[int, Callable[[BackboneName], Table]] = {3: figure3, 4: figure4}
+
+
+def find_table(
+    table: int | None, figure: int | None, backbone: BackboneName, base: str | None
+) -> Table:
+    """The table or figure of that number, tested against `base` where one is named.
+
+    Raises `ConfigError` unless exactly one is asked for, and for a base that isn't in it.
+    """
+    if (table is None) == (figure is None):
+        raise ConfigError("give --table 1, 2 or 3, or --figure 3 or 4, and one of them only")
+    found = TABLES[table](backbone) if table else FIGURES[figure or 0](backbone)
+    if base is None:
+        return found
+    if found.method(base) is None:
+        names = ", ".join(method.name for method in found.methods)
+        raise ConfigError(f"base {base!r} is not in the table; it has {names}")
+    return against(found, base)
+
+
+def against(table: Table, base: str) -> Table:
+    """The table with every method tested against the one called `base`."""
+    methods = tuple(
+        replace(method, base=None if method.name == base else base) for method in table.methods
+    )
+    return replace(table, methods=methods)
+
+
+def _own(backbone: BackboneName) -> Method:
+    return Method(TITLES[backbone], backbone)
+
+
+def _d3(backbone: BackboneName, parts: Part, base: str | None) -> Method:
+    return Method(f"{TITLES[backbone]} + {parts.upper()}", backbone, "d3", parts, base=base)

@@ -1,0 +1,141 @@
+"""Notices at once that another process of the run has ended.
+
+A collective waits without an error for a process that is gone, until JAX's heartbeat aborts all
+others with a C++ stack. So every process keeps a line open to process 0: the operating system
+closes it when a process ends, however that happens.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+import jax
+from rich.console import Console
+
+from d3jax.training.distributed import gather_bytes
+from experiments.exits import FAILED
+
+GRACE = 3.0
+"""Seconds for a process to print an error of its own, when another says that it has one."""
+CONNECT = 10.0
+"""Seconds for the lines to be opened."""
+
+
+class Watch:
+    """The lines of this process: one to every other from process 0, one to process 0 from others.
+
+    A last word is "done 1" or "failing 1" from process 1 itself; process 0 passes it on, or
+    "ended 1" when the line broke without one. `hosts` are names under which the others may reach
+    process 0. Where none works, as behind a firewall, JAX's heartbeat is all there is.
+    """
+
+    def __init__(self, console: Console, hosts: Sequence[str]) -> None:
+        self._console = console
+        self._process = jax.process_index()
+        self._others = jax.process_count() - 1
+        self._lines: dict[int, socket.socket] = {}
+        self._listeners: list[threading.Thread] = []
+        self._failing = threading.Event()
+        self._last_words = threading.Lock()
+        if self._process == 0:
+            self._serve(hosts)
+        else:
+            self._connect()
+
+    def done(self) -> None:
+        """Says that this process ends as it should."""
+        self._tell("done")
+
+    def fail(self) -> None:
+        """Says that this process is about to end with an error, which it has printed.
+
+        Process 0 lets the others go first, for JAX aborts those that outlive it.
+        """
+        self._failing.set()
+        self._tell("failing")
+        until = time.monotonic() + 2 * GRACE
+        for listener in self._listeners if self._process == 0 else []:
+            listener.join(max(0.0, until - time.monotonic()))
+
+    def _serve(self, hosts: Sequence[str]) -> None:
+        server = socket.create_server(("", 0))
+        token = secrets.token_hex(16)
+        accepting = threading.Thread(target=self._accept, args=(server, token), daemon=True)
+        accepting.start()
+        gather_bytes("\n".join((token, str(server.getsockname()[1]), *hosts)).encode())
+        accepting.join()
+
+    def _accept(self, server: socket.socket, token: str) -> None:
+        """Takes the lines of the others, known by a token from strangers."""
+        until = time.monotonic() + CONNECT
+        with server:
+            while len(self._lines) < self._others and time.monotonic() < until:
+                server.settimeout(max(0.0, until - time.monotonic()))
+                try:
+                    line, _ = server.accept()
+                    line.settimeout(CONNECT)
+                    words = line.makefile("r", encoding="utf-8")
+                    said = words.readline().split()
+                except (OSError, UnicodeDecodeError):
+                    continue
+                if said[:1] == [token]:
+                    self._follow(int(said[1]), line, words)
+
+    def _connect(self) -> None:
+        token, port, *hosts = gather_bytes(b"")[0].decode().split("\n")
+        for host in hosts:
+            try:
+                line = socket.create_connection((host, int(port)), timeout=CONNECT / 2)
+            except OSError:
+                continue
+            line.sendall(f"{token} {self._process}\n".encode())
+            return self._follow(0, line, line.makefile("r", encoding="utf-8"))
+
+    def _follow(self, process: int, line: socket.socket, words: TextIO) -> None:
+        line.settimeout(None)
+        self._lines[process] = line
+        listener = threading.Thread(target=self._listen, args=(process, words), daemon=True)
+        self._listeners.append(listener)
+        listener.start()
+
+    def _listen(self, process: int, words: TextIO) -> None:
+        """Waits for the last word of a process, and ends this one unless all is well."""
+        try:
+            word = words.readline().strip()
+        except OSError:
+            word = ""
+        state, who = (word or f"ended {process}").split()
+        if state == "done" or self._failing.is_set():
+            return
+        if self._process == 0:
+            self._tell(state, who)
+        if state == "failing":
+            time.sleep(GRACE)
+        self._leave(int(who))
+
+    def _tell(self, state: str, who: str | None = None) -> None:
+        for line in self._lines.values():
+            try:
+                line.sendall(f"{state} {self._process if who is None else who}\n".encode())
+            except OSError:
+                continue
+
+    def _leave(self, who: int) -> NoReturn:
+        """The main thread waits in a collective, out of reach of exceptions."""
+        with self._last_words:
+            self._console.print(
+                f"[bold red]error:[/] process {who} of this run ended, so process "
+                f"{self._process} stops too; see the last words of process {who}. Resume the "
+                "run to go on from its newest checkpoint",
+                soft_wrap=True,
+            )
+            self._console.show_cursor()
+            sys.stdout.flush()
+            os._exit(FAILED)

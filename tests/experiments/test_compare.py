@@ -1,0 +1,302 @@
+"""A comparison trains each cell once, goes on where it stopped, and reports what it measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from d3jax.batch import Field
+from d3jax.config import Config, ModelConfig, TrainConfig
+from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
+from d3jax.training.metrics import Evaluation, Metrics
+from data_pipelines.columns import open_prepared
+from experiments import cells, compare
+from experiments.cells import CellResult
+from experiments.cli import main
+from experiments.compare import Plan, duration, remaining_seconds
+from experiments.comparison_figures import draw_comparison
+from experiments.comparison_html import html
+from experiments.comparison_report import Comparison, grid, markdown, write_csv
+from experiments.tables import MLP, Method, Table, find_table
+
+QUIET = Console(quiet=True)
+TABLE = Table("table3", "A | table", (MLP, Method("Shared-Bottom", "shared_bottom", base=MLP.name)))
+CONFIG = Config(
+    model=ModelConfig(embedding_dim=4, bottom_layers=(8, 6), tower_layers=(4,)),
+    train=TrainConfig(batch_size=1024, epochs=2, patience=0),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished comparison of two methods and two seeds."""
+    out = tmp_path_factory.mktemp("compared")
+    compare.compare(prepared, Plan(TABLE, CONFIG, 2, out, command="d3jax compare <x>"), QUIET)
+    return out
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The cells that are trained from here on, by folder."""
+    trained: list[str] = []
+    run_cell = cells.run_cell
+
+    def noted(run, *rest):  # type: ignore[no-untyped-def]
+        trained.append("/".join(run.directory.parts[-2:]))
+        return run_cell(run, *rest)
+
+    monkeypatch.setattr(compare, "run_cell", noted)
+    return trained
+
+
+def test_a_cell_is_a_run_whose_evaluation_is_in_the_report(finished: Path) -> None:
+    names = [f"{method}/{seed}" for method in ("mlp", "shared-bottom") for seed in (0, 1)]
+    found = sorted("/".join(p.parent.parts[-2:]) for p in finished.rglob("evaluation.json"))
+    assert found == names
+    values = [
+        json.loads((finished / "cells" / "mlp" / str(seed) / "evaluation.json").read_text())
+        for seed in (0, 1)
+    ]
+    slot = [value["scenarios"]["slot"]["auc"] for value in values]
+    rows = list(csv.DictReader((finished / "table3.csv").read_text().splitlines()))
+    line = next(r for r in rows if (r["method"], r["group"], r["metric"]) == ("MLP", "slot", "auc"))
+    assert float(line["mean"]) == pytest.approx(np.mean(slot))
+    assert float(line["std"]) == pytest.approx(np.std(slot, ddof=1))
+    assert len(rows) == 2 * 4 * 5
+    assert slot[0] != slot[1]
+
+
+def test_a_cell_has_what_train_would_have_measured(
+    finished: Path, prepared: Path, tmp_path: Path
+) -> None:
+    flags = ["--embedding-dim", "4", "--bottom-layers", "8", "6", "--tower-layers", "4"]
+    flags += ["--batch-size", "1024", "--epochs", "2", "--patience", "0", "--seed", "1"]
+    flags += ["--preset", "text", "--backbone", "plain", "--head", "own"]
+    main(["train", str(prepared), "--out", str(tmp_path / "run"), *flags])
+    ours = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    theirs = json.loads((finished / "cells/mlp/1/evaluation.json").read_text())
+    assert theirs["overall"]["auc"] == pytest.approx(ours["overall"]["auc"], abs=1e-6)
+    assert theirs["overall"]["logloss"] == pytest.approx(ours["overall"]["logloss"], rel=1e-5)
+
+
+def test_checkpoints_of_a_finished_cell_are_gone_unless_kept(
+    finished: Path, prepared: Path, tmp_path: Path
+) -> None:
+    assert not list(finished.rglob("checkpoints"))
+    table = replace(TABLE, methods=(MLP,))
+    compare.compare(prepared, Plan(table, CONFIG, 1, tmp_path, keep=True), QUIET)
+    main(["inspect", str(tmp_path / "cells/mlp/0"), "--split", "validation"])
+    assert (tmp_path / "cells/mlp/0/figures/calibration.png").is_file()
+
+
+def test_a_finished_cell_is_not_trained_again_and_another_table_shares_it(
+    finished: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    trained = counted(monkeypatch)
+    compare.compare(prepared, Plan(TABLE, CONFIG, 2, tmp_path / "out"), QUIET)
+    assert trained == []
+    (tmp_path / "out/cells/mlp/1/evaluation.json").unlink()
+    other = replace(TABLE, name="table1")
+    compare.compare(prepared, Plan(other, CONFIG, 2, tmp_path / "out"), QUIET)
+    assert trained == ["mlp/1"]
+    assert (tmp_path / "out/table1.html").is_file()
+    again = (tmp_path / "out/cells/mlp/1/evaluation.json").read_text()
+    assert again == (finished / "cells/mlp/1/evaluation.json").read_text()
+
+
+def test_a_comparison_that_was_stopped_saves_reports_and_goes_on(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(replace(TABLE, methods=(MLP,)), CONFIG, 2, tmp_path)
+    trained = counted(monkeypatch)
+    stop_signals = compare.stop_signals
+
+    class After:
+        """Asks to stop at the second cell's second step."""
+
+        def __enter__(self) -> Callable[[int], bool]:
+            return lambda step: len(trained) == 2 and step == 2
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(compare, "stop_signals", After)
+    with pytest.raises(Preempted, match="stopped after step 2"):
+        compare.compare(prepared, plan, QUIET)
+    assert "| MLP | 1 |" in (tmp_path / "table3.md").read_text()
+    monkeypatch.setattr(compare, "stop_signals", stop_signals)
+    compare.compare(prepared, plan, QUIET)
+    assert "| MLP | 2 |" in (tmp_path / "table3.md").read_text()
+    assert trained == ["mlp/0", "mlp/1", "mlp/1"]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "cells/mlp/1/metrics.jsonl").read_text().splitlines()
+    ]
+    assert sorted(set(steps)) == [3, 6]
+
+
+def test_a_cell_of_other_settings_or_data_is_refused(
+    finished: Path, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    plan = Plan(
+        TABLE, replace(CONFIG, model=replace(CONFIG.model, embedding_dim=3)), 2, tmp_path / "out"
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"mlp/0 was trained with other settings or data \(config.model.embedding_dim: 4 -> 3",
+    ):
+        compare.compare(prepared, plan, QUIET)
+
+
+def test_a_cell_that_diverges_is_said_and_left_out(
+    finished: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out/cells/mlp/1/evaluation.json").unlink()
+
+    def diverges(*arguments: object) -> CellResult:
+        raise TrainingError("the loss at step 3 is nan")
+
+    monkeypatch.setattr(compare, "run_cell", diverges)
+    compared = compare.compare(prepared, Plan(TABLE, CONFIG, 2, tmp_path / "out"), QUIET)
+    assert compared.notes == ["MLP, seed 1, failed: the loss at step 3 is nan"]
+    assert "MLP, seed 1, failed: the loss" in (tmp_path / "out/table3.md").read_text()
+    assert "| MLP | 1 |" in (tmp_path / "out/table3.md").read_text()
+
+
+def test_what_the_data_does_not_allow_is_left_out(prepared: Path) -> None:
+    table = Table("t", "T", (MLP, Method("STAR + D1", "star", "d3", "d1")))
+    plan = Plan(table, CONFIG, 1, Path("nowhere"))
+    methods, notes = compare._trainable(plan, open_prepared(prepared))
+    assert methods == [MLP]
+    assert notes[0].startswith("STAR + D1 is left out: star takes D3's fusion gate and loss weight")
+
+
+def test_a_methods_own_preset_replaces_the_flags(tmp_path: Path) -> None:
+    own = replace(CONFIG, model=replace(CONFIG.model, embedding_dropout=0.25))
+    (tmp_path / "mlp.json").write_text(json.dumps({"config": own.to_json()}))
+    plan = Plan(TABLE, CONFIG, 1, tmp_path, configs=tmp_path)
+    mlp, bottom = (plan.config_of(method, 4) for method in TABLE.methods)
+    assert (mlp.model.embedding_dropout, bottom.model.embedding_dropout) == (0.25, 0.0)
+    assert (mlp.model.backbone, mlp.model.head, mlp.train.seed) == ("plain", "own", 4)
+    (tmp_path / "mlp.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"mlp.json is no preset file \('config'\)"):
+        plan.config_of(MLP, 0)
+
+
+def test_time_left_is_the_mean_of_the_method_or_of_all() -> None:
+    spent = {"MLP": [2.0, 4.0], "ADI": [12.0], "STAR": []}
+    assert remaining_seconds(spent, ["MLP", "ADI", "ADI", "STAR"]) == pytest.approx(3 + 12 + 12 + 6)
+    assert remaining_seconds({"MLP": []}, ["MLP"]) is None
+    assert remaining_seconds(spent, []) == 0
+    assert [duration(s) for s in (0.2, 29, 31, 3600, 7500)] == [
+        "1 s",
+        "29 s",
+        "1 min",
+        "1 h 00 min",
+        "2 h 05 min",
+    ]
+
+
+def metrics(auc: float, logloss: float = 0.3) -> Metrics:
+    return Metrics(50, 0.25, auc, logloss, 0.5623, 0.61, 1.02, 0.031, (auc - 0.02, auc + 0.02))
+
+
+@pytest.fixture
+def comparison(prepared: Path) -> Comparison:
+    """Three seeds of made-up results: D3 beats its base by .01 each time, more or less."""
+    table = find_table(3, None, "adi", None)
+    attention = np.full((3, 9), 1 / 9)
+    attention[2] = np.nan
+
+    def result(auc: float) -> CellResult:
+        groups = {name: metrics(auc) for name in ("home", "detail", "slot")}
+        return CellResult(Evaluation(metrics(auc), groups), 1234, 6, 3, 0.5, 2.04, attention)
+
+    noise = (0.0, 0.0004, -0.0003)
+    results = {
+        "MLP": {0: result(0.75)},
+        "ADI": {seed: result(0.7 + seed / 100) for seed in range(3)},
+        "ADI + D3": {seed: result(0.71 + seed / 100 + noise[seed]) for seed in range(3)},
+    }
+    command = "d3jax compare <data> --table 3"
+    return Comparison(table, open_prepared(prepared), Config(), command, results, ["x & y"])
+
+
+def test_the_grid_says_mean_spread_and_verdict(comparison: Comparison) -> None:
+    lines = grid(comparison, "auc")
+    assert lines[0] == ["method", "seeds", "weights", "home", "detail", "slot", "overall"]
+    assert lines[1] == ["MLP", "1", "1,234", *["0.7500"] * 4]
+    assert lines[2] == ["ADI", "3", "1,234", *["0.7100 ± 0.0100"] * 4]
+    assert lines[3] == ["ADI + D3", "3", "1,234", *["0.7200 ± 0.0099 ▲"] * 4]
+    assert grid(comparison, "logloss")[-1] == ["constant (click rate)", "", "0", *["0.5623"] * 4]
+    assert "± 0.0000 ▲" not in str(grid(comparison, "logloss"))
+
+
+def test_markdown_holds_the_tables_the_command_and_what_was_left_out(
+    comparison: Comparison,
+) -> None:
+    text = markdown(comparison)
+    assert "| ADI + D3 | 3 | 1,234 | 0.7200 ± 0.0099 ▲ |" in text
+    assert "`d3jax compare <data> --table 3`" in text
+    assert "- ADI + D3 against ADI" in text
+    assert "- x & y" in text
+    assert "the paper" not in text
+    assert "| MLP | 0.7300-0.7700 |" in text
+    piped = replace(comparison, results={"MLP": comparison.results["MLP"]})
+    assert "ADI" not in grid(piped, "auc")[-1]
+
+
+def test_csv_has_all_digits_and_the_test(comparison: Comparison, tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", comparison)
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    row = next(
+        r for r in rows if (r["method"], r["group"], r["metric"]) == ("ADI + D3", "slot", "auc")
+    )
+    assert row["base"] == "ADI"
+    assert float(row["difference"]) == pytest.approx(0.01 + 0.0001 / 3)
+    assert float(row["p_holm"]) == pytest.approx(4 * float(row["p"]))
+    assert (row["weights"], row["seconds_per_seed"], row["paper"]) == ("1234", "2.0", "")
+    assert float(row["interval_low"]) == pytest.approx(0.70 + 0.0001 / 3)
+
+
+def test_the_page_stands_alone_and_is_escaped(comparison: Comparison, tmp_path: Path) -> None:
+    page = html(comparison, draw_comparison(comparison, tmp_path))
+    assert "d3jax compare &lt;data&gt; --table 3" in page
+    assert "<data>" not in page
+    assert "x &amp; y" in page
+    assert page.count("data:image/svg+xml;base64,") == page.count("<img ") == 3
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "<script" not in page
+    assert "url(" not in page
+    assert '<td class="better">0.7200 ± 0.0099 ▲</td>' in page
+    assert "<td>+0.0100</td>" in page
+    body = page.removeprefix("<!doctype html>\n").replace('<meta charset="utf-8">', "")
+    body = re.sub(r"(<img [^>]*)>", r"\1/>", body)
+    assert ElementTree.fromstring(body).tag == "html"
+    for name in ("table3-auc", "table3-logloss", "table3-attention-adi-d3"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_the_papers_numbers_come_with_what_speaks_against_them(comparison: Comparison) -> None:
+    fields = (Field("301", 4), *comparison.prepared.schema.fields)
+    schema = replace(comparison.prepared.schema, fields=fields, scenario_field="301")
+    prepared = replace(comparison.prepared, schema=schema)
+    theirs = replace(comparison, prepared=prepared)
+    lines = grid(theirs, "auc")
+    assert lines[3] == ["  (the paper)", "", "", "0.6214", "0.5995", "0.6175", ""]
+    assert lines[5] == ["  (the paper)", "", "", "0.6261", "0.6029", "0.6230", ""]
+    assert "About the paper's numbers" in markdown(theirs)
+    assert "answering every row with the click rate (.2027)" in html(theirs, {})

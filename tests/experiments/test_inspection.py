@@ -1,0 +1,95 @@
+"""What `inspect` draws is what the run's weights say, computed here a second way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from d3jax.base import EVALUATION
+from d3jax.model import build_model
+from data_pipelines.columns import open_prepared
+from data_pipelines.loader import evaluation_batches
+from experiments import inspection
+from experiments.charts import Curve
+from experiments.cli import main
+from experiments.evaluate import load_best
+from experiments.inspection import Observed, observe, read_curves
+from experiments.run import open_run
+
+SETTINGS = ["--batch-size", "256", "--epochs", "1", "--patience", "0", "--embedding-dim", "4"]
+
+
+@pytest.fixture(scope="module")
+def observed(trained: Path, prepared: Path) -> Observed:
+    run = open_run(trained)
+    return observe(run, load_best(run), open_prepared(prepared), "test")
+
+
+def test_every_picture_is_drawn_twice(trained: Path, tmp_path: Path) -> None:
+    main(["inspect", str(trained), "--out", str(tmp_path / "new")])
+    names = ("attention", "calibration", "gates", "learning-curves", "loss-weights")
+    drawn = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert drawn == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg"))
+    svg = (tmp_path / "new/calibration.svg").read_text()
+    assert "http" not in svg.split("<defs>", 1)[1].replace("http://www.w3.org", "")
+
+
+def test_rows_are_seen_once_in_order(observed: Observed, prepared: Path) -> None:
+    rows = open_prepared(prepared).rows("test")
+    np.testing.assert_array_equal(observed.scores.label, rows.label)
+    np.testing.assert_array_equal(observed.scores.scenario, rows.scenario)
+    np.testing.assert_array_equal(observed.scores.user, rows.ids[:, 1])
+    assert open_prepared(prepared).schema.user_slot == 1
+
+
+def test_weights_are_complexity_times_specificity_within_a_batch(
+    observed: Observed, trained: Path, prepared: Path
+) -> None:
+    run = open_run(trained)
+    loaded = load_best(run)
+    params = jax.tree.map(np.asarray, loaded.trainer.settle(loaded.state))
+    params = jax.tree.map(jax.numpy.asarray, params)
+    first = next(iter(evaluation_batches(open_prepared(prepared).rows("test"), batch_size=256)))
+    output, _ = build_model(run.schema, run.config).apply(params, (), first, EVALUATION)
+    logits = np.asarray(output.attention, np.float64)
+    share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    entropy = -(share * np.log(share)).sum(-1).mean(-1)
+    normal = np.clip((entropy - entropy.mean()) / (2 * entropy.std()) + 0.5, 0.1, 1.0)
+    gate = np.asarray(output.gate, np.float64)
+    assert observed.weight is not None
+    assert observed.gate is not None
+    expected = (0.5 + normal) * (0.5 + gate[:, 0])
+    np.testing.assert_allclose(observed.weight[:256], expected, rtol=2e-3)
+    np.testing.assert_allclose(observed.gate[:256], gate, rtol=1e-4)
+
+
+def test_curves_are_the_journals(trained: Path) -> None:
+    training, logloss, auc = read_curves(open_run(trained))
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    key = "validation/slot/auc"
+    expected = [(line["step"], line[key]) for line in lines if key in line]
+    assert auc["slot"] == Curve(*map(list, zip(*expected, strict=True)))
+    assert list(logloss) == ["home", "detail", "slot", "overall"]
+    assert training.steps == [4, 8, 12, 16, 18]
+
+
+def test_a_model_without_d3_has_fewer_pictures(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = [*SETTINGS, "--backbone", "plain", "--head", "own", "--bottom-layers", "6"]
+    main(["train", str(prepared), "--out", str(run), *flags])
+    shutil.rmtree(run / "figures", ignore_errors=True)
+    (run / "metrics.jsonl").unlink()
+    main(["inspect", str(run), "--split", "validation"])
+    assert sorted(path.name for path in (run / "figures").iterdir()) == [
+        "calibration.png",
+        "calibration.svg",
+    ]
+    assert "300" in capsys.readouterr().out
+    assert inspection._active_adapter(open_run(run), load_best(open_run(run))) is None

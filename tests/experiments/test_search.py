@@ -1,0 +1,248 @@
+"""A search stays in its space, prunes, goes on from its file and never scores a test row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from rich.console import Console
+
+from d3jax.config import Config, ModelConfig, TrainConfig
+from d3jax.errors import ConfigError, Preempted, TrainingError
+from data_pipelines.columns import Prepared
+from experiments import search as searching
+from experiments.cli import main, parse
+from experiments.presets import read_preset
+from experiments.search import Search, search, search_table, train_on_validation
+from experiments.spaces import SPACES, check_space, paper, wide
+from experiments.tables import MLP, Method, Table
+
+QUIET = Console(quiet=True)
+CONFIG = Config(
+    model=ModelConfig(backbone="plain", head="own", embedding_dim=4, bottom_layers=(8,)),
+    train=TrainConfig(batch_size=1024, epochs=2, patience=0),
+)
+Trained = list[tuple[Config, int]]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Training that costs nothing: a bowl in log learning rate with its bottom at 1e-3, reported
+    twice as it would be while training. Returns the configurations and reports it was given."""
+    given: Trained = []
+
+    def bowl(config: Config, prepared: Prepared, should_stop: Any, report: Any = None) -> float:
+        value = abs(np.log10(config.optimizer.learning_rate) + 3) + config.train.seed / 100
+        given.append((config, 0))
+        for count in (1, 2):
+            if report is not None:
+                report(count, value + 1 / count)
+            given[-1] = (config, count)
+        return float(value)
+
+    monkeypatch.setattr(searching, "train_on_validation", bowl)
+    return given
+
+
+def plan(tmp_path: Path, **changes: Any) -> Search:
+    return replace(Search(CONFIG, "wide", 12, 3, tmp_path / "best.json"), **changes)
+
+
+def test_the_best_is_written_with_its_spread_and_train_reads_it(
+    prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    preset = search(prepared, plan(tmp_path), QUIET)
+    assert preset == json.loads((tmp_path / "best.json").read_text())
+    best = read_preset(tmp_path / "best.json")
+    tried = [config.optimizer.learning_rate for config, _ in quick[:12]]
+    nearest = min(tried, key=lambda rate: abs(np.log10(rate) + 3))
+    assert best.optimizer.learning_rate == nearest == preset["found"]["learning_rate"]
+    distance = abs(np.log10(nearest) + 3)
+    assert preset["values"] == pytest.approx([distance, distance + 0.01, distance + 0.02])
+    assert preset["mean"] == pytest.approx(distance + 0.01)
+    assert preset["std"] == pytest.approx(0.01)
+    assert preset["metric"] == "logloss of all validation rows"
+    assert sum(preset["trials"].values()) == 12
+    assert [config.train.seed for config, _ in quick[12:]] == [0, 1, 2]
+    verb = parse(["train", "data", "--config", str(tmp_path / "best.json"), "--epochs", "7"])
+    assert verb.chosen() == replace(best, train=replace(best.train, epochs=7))
+
+
+def test_hopeless_trials_are_pruned(prepared: Path, tmp_path: Path, quick: Trained) -> None:
+    preset = search(prepared, plan(tmp_path, trials=30), QUIET)
+    assert preset["trials"]["pruned"] > 0
+    cut = [config for config, count in quick[:30] if count < 2]
+    assert len(cut) == preset["trials"]["pruned"]
+    worst = max(abs(np.log10(c.optimizer.learning_rate) + 3) for c, n in quick[:30] if n == 2)
+    assert all(abs(np.log10(c.optimizer.learning_rate) + 3) > 0.05 for c in cut)
+    assert worst > 0
+
+
+def test_a_search_goes_on_without_repeating_itself(
+    prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    search(prepared, plan(tmp_path, trials=4), QUIET)
+    assert len(quick) == 4 + 3
+    search(prepared, plan(tmp_path, trials=4), QUIET)
+    assert len(quick) == 4 + 3
+    search(prepared, plan(tmp_path, trials=9), QUIET)
+    assert len(quick) == 4 + 3 + 5 + 3
+    rates = [config.optimizer.learning_rate for config, _ in (*quick[:4], *quick[7:12])]
+    assert len(set(rates)) == 9
+
+
+def test_a_trial_that_was_cut_short_counts_for_nothing(
+    prepared: Path, tmp_path: Path, quick: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bowl = searching.train_on_validation
+
+    def stops(*arguments: Any) -> float:
+        raise Preempted("stopped after step 3")
+
+    monkeypatch.setattr(searching, "train_on_validation", stops)
+    with pytest.raises(Preempted, match="give the same command to go on with the search"):
+        search(prepared, plan(tmp_path), QUIET)
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'best.db'}")
+    killed = study.ask()
+    monkeypatch.setattr(searching, "train_on_validation", bowl)
+    search(prepared, plan(tmp_path, trials=3), QUIET)
+    states = [trial.state.name for trial in study.get_trials()]
+    assert states[:2] == ["FAIL", "FAIL"]
+    assert killed.number == 1
+    assert len(states) == 5
+
+
+def test_a_file_of_another_search_is_refused(
+    prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    search(prepared, plan(tmp_path, trials=2), QUIET)
+    other = replace(CONFIG, model=replace(CONFIG.model, embedding_dim=8))
+    with pytest.raises(ConfigError, match=r"best.db is a search of other settings .*: 4 -> 8"):
+        search(prepared, plan(tmp_path, trials=2, config=other), QUIET)
+
+
+def test_a_search_without_an_end_is_said(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*arguments: Any) -> float:
+        raise TrainingError("the loss at step 3 is nan")
+
+    monkeypatch.setattr(searching, "train_on_validation", diverges)
+    with pytest.raises(TrainingError, match="none of 2 trials came to its end"):
+        search(prepared, plan(tmp_path, trials=2), QUIET)
+
+
+def test_training_reports_its_validation_and_scores_no_test_row(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    rows = Prepared.rows
+
+    def noted(self: Prepared, split: str):  # type: ignore[no-untyped-def]
+        asked.append(split)
+        return rows(self, split)
+
+    monkeypatch.setattr(Prepared, "rows", noted)
+    reports: list[tuple[int, float]] = []
+    opened = searching.open_prepared(prepared)
+    value = train_on_validation(
+        CONFIG, opened, lambda step: False, lambda count, metric: reports.append((count, metric))
+    )
+    assert [count for count, _ in reports] == [1, 2]
+    assert value == min(metric for _, metric in reports)
+    assert set(asked) == {"train", "validation"}
+
+
+def test_every_method_of_a_table_gets_its_file(
+    prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    methods = (MLP, Method("STAR + D1", "star", "d3", "d1"), Method("MMoE", "mmoe"))
+    search_table(prepared, Table("t", "T", methods), plan(tmp_path, trials=2, seeds=1), QUIET)
+    found = {path.name for path in (tmp_path / "best.json").iterdir()}
+    assert found == {"mlp.json", "mlp.db", "mmoe.json", "mmoe.db"}
+    assert read_preset(tmp_path / "best.json" / "mmoe.json").model.backbone == "mmoe"
+
+
+def test_the_papers_space_is_its_grid() -> None:
+    seen = set()
+    for seed in range(30):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+        balance = paper(study.ask(), Config()).balance
+        weights = (
+            balance.complexity_shift,
+            balance.complexity_scale,
+            balance.specificity_shift,
+            balance.specificity_scale,
+        )
+        assert all(round(10 * weight) == pytest.approx(10 * weight) for weight in weights)
+        assert all(0 <= weight <= 1 for weight in weights)
+        seen.add(balance.start_ratio)
+    assert seen == {0.0, 0.25, 0.5, 0.75, 1.0}
+    with pytest.raises(ConfigError, match="complexity_shift and complexity_scale are both 0"):
+        paper(
+            optuna.trial.FixedTrial(
+                {
+                    "start_ratio": 0.5,
+                    "complexity_shift": 0.0,
+                    "complexity_scale": 0.0,
+                    "specificity_shift": 0.5,
+                    "specificity_scale": 0.5,
+                }
+            ),
+            Config(),
+        )
+
+
+def test_the_paper_space_needs_a_balance() -> None:
+    assert set(SPACES) == {"paper", "wide"}
+    check_space("paper", Config())
+    check_space("wide", CONFIG)
+    with pytest.raises(ConfigError, match="space paper varies D3's balance, which this model"):
+        check_space("paper", CONFIG)
+
+
+def test_the_wide_space_varies_what_the_model_has() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    trial = study.ask()
+    own = wide(trial, CONFIG)
+    assert set(trial.params) == {
+        "learning_rate",
+        "weight_decay",
+        "embedding_decay",
+        "bottom_layers",
+        "embedding_dropout",
+    }
+    assert own.d3 == CONFIG.d3
+    assert "-".join(map(str, own.model.bottom_layers)) == trial.params["bottom_layers"]
+    trial = study.ask()
+    d3 = wide(trial, Config())
+    assert {"field_hidden", "width", "generator_rank", "start_ratio"} < set(trial.params)
+    assert d3.d3.generator_rank == trial.params["generator_rank"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trials", "0"], "trials is 0; it must be between 1 and 100000"),
+        (["--seeds", "0"], "seeds is 0; it must be between 1 and 1000"),
+        (["--preset", "text", "--config", "x.json"], "--preset and --config both give all"),
+        (["--config", "nowhere.json"], "can't read nowhere.json (No such file or directory)"),
+        (["--space", "paper", "--head", "own"], "space paper varies D3's balance"),
+    ],
+)
+def test_nonsense_is_refused(
+    flags: list[str],
+    message: str,
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["search", str(prepared), "--out", str(tmp_path / "x.json"), *flags])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x.db").exists()
