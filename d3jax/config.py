@@ -46,6 +46,7 @@ BackboneName = Literal[
 HeadName = Literal["own", "d3", "m2m_wg", "pepnet_wg"]
 Part = Literal["d1", "d2", "d3"]
 D3Form = Literal["text", "official"]
+Precision = Literal["float32", "bf16"]
 GateInput = Literal["selected", "raw"]
 EmbeddingInit = Literal["normal", "xavier_table"]
 ValueForm = Literal["text", "official", "danet"]
@@ -112,6 +113,8 @@ class D3Config:
     """Output width O of the generated layer; 0: 128 for plain and adi, 32 elsewhere."""
     generator_rank: int = 0
     """Shared matrices that a generated kernel is mixed from; 0: one per hidden unit."""
+    precision: Precision = "float32"
+    """What a row's kernel is made and multiplied in; weights, attention and loss are float32."""
     head_layers: tuple[int, ...] = ()
     """Hidden layers between the generated layer and the logit."""
     gate_layers: tuple[int, ...] = (64, 16)
@@ -138,6 +141,9 @@ class D3Config:
     def __post_init__(self) -> None:
         one_of("parts", self.parts, get_args(Part))
         one_of("form", self.form, get_args(D3Form))
+        one_of("precision", self.precision, get_args(Precision))
+        if self.precision == "bf16" and self.form == "official":
+            raise ConfigError("the official form is float32 throughout; use --form text for bf16")
         one_of("attention_value", self.attention_value, get_args(ValueForm))
         one_of("gate_input", self.gate_input, get_args(GateInput))
         one_of("kernel_fusion", self.kernel_fusion, get_args(KernelFusion))

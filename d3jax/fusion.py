@@ -6,7 +6,7 @@ Equations 11-14 of Jia et al. (AAAI 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,7 @@ def fused_layer(
     kernel_additive: bool = False,
     bias_additive: bool = False,
     budget: int = 2**28,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "B O"]:
     """`fused_layer_plain` with one generated tensor alive instead of several.
 
@@ -134,24 +135,29 @@ def fused_layer(
     so the only tensor per row is the kernel itself, [B I O]; where that would pass `budget`
     numbers it is made a slice of O at a time and made again for the gradient. With fewer terms
     than inputs (R < I) the inputs meet the shared matrices first, and no row has a kernel at all.
-    `bias_hidden` generates the bias where it isn't `hidden` that does.
+    `bias_hidden` generates the bias where it isn't `hidden` that does. `dtype` is what the row's
+    kernel is made, kept and multiplied in; all else, and the result, is float32.
     """
     kernel, offset = params.generator.kernel, params.generator.kernel_offset
     bias = dense(params.generator.bias, hidden if bias_hidden is None else bias_hidden)
     common = jnp.zeros_like(bias)
     if params.shared is not None:
         assert gate is not None
-        own, rest = gate[:, :1], gate[:, 1:]
+        specific, rest = gate[:, :1], gate[:, 1:]
         if not kernel_additive:
             kernel, offset = kernel * params.shared.kernel[None], offset * params.shared.kernel
-            inputs = inputs * (own * rest)
+            inputs = inputs * (specific * rest)
         else:
             common = rest * (inputs @ params.shared.kernel)
-            inputs = inputs * own
+            inputs = inputs * specific
         if params.shared.bias is not None:
             bias = fuse(gate, bias, params.shared.bias, additive=bias_additive)
     terms = mixture(params.generator, hidden)
-    return _contract(kernel, offset, terms, inputs, budget) + common + bias
+    kernel, offset, terms, inputs = (
+        array.astype(dtype) for array in (kernel, offset, terms, inputs)
+    )
+    own = _contract(kernel, offset, terms, inputs, budget).astype(jnp.float32)
+    return own + common + bias
 
 
 def _contract(
@@ -182,7 +188,12 @@ def _contract(
     return jnp.moveaxis(parts, 0, 1).reshape(terms.shape[0], outputs)
 
 
-def _slices(outputs: int, size: int, budget: int) -> int:
-    """The smallest number of equal slices of `outputs` that keeps size / slices in budget."""
+def _slices(outputs: int, size: Any, budget: int) -> int:
+    """The smallest number of equal slices of `outputs` that keeps size / slices in budget.
+
+    One where the size is a symbol, as in a program exported for any number of rows.
+    """
+    if not isinstance(size, int):
+        return 1
     wanted = -(-size // budget)
     return next((n for n in range(wanted, outputs + 1) if outputs % n == 0), outputs)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
@@ -101,6 +102,7 @@ def d3_generator(config: D3Config) -> Generator:
                 bias_hidden=bias_hidden,
                 kernel_additive=config.kernel_fusion == "additive",
                 bias_additive=config.bias_fusion == "additive",
+                dtype=jnp.bfloat16 if config.precision == "bf16" else jnp.float32,
             )
 
         return Generated(layer, logits, gate)

@@ -47,9 +47,14 @@ class Parameter:
     spec: P = REPLICATED
 
 
-def declare_array(shape: tuple[int, ...], init: Initializer = zeros, spec: P = REPLICATED) -> Any:
-    """A float32 `Parameter`, typed as the array that will stand in its place."""
-    return Parameter(shape, init, spec=spec)
+def declare_array(
+    shape: tuple[int, ...],
+    init: Initializer = zeros,
+    spec: P = REPLICATED,
+    dtype: Any = jnp.float32,
+) -> Any:
+    """A `Parameter`, typed as the array that will stand in its place."""
+    return Parameter(shape, init, dtype, spec)
 
 
 def glorot(fan_in: int, fan_out: int, gain: float = 1.0) -> Initializer:

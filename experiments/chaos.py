@@ -32,14 +32,14 @@ SYNTHETIC_ROWS = 60_000
 FILES = ("metrics.jsonl", "evaluation.json")
 """The files of a run that must come out the same, byte by byte."""
 
-_GLANCE = 0.02
+_GLANCE = 0.05
 """Seconds that a process needs to write down where it is."""
 
 # The child writes its stacks to the file named first when it gets SIGUSR1.
 _CHILD = """
 import faulthandler, signal, sys
 stacks = open(sys.argv.pop(1), "w")
-faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)
+faulthandler.register(signal.SIGUSR1, file=stacks)
 from experiments.cli import main
 main()
 """
@@ -188,17 +188,20 @@ def _doing(process: subprocess.Popen[bytes], stacks: Path, run: Path) -> str:
     time.sleep(_GLANCE)
     process.kill()
     process.wait()
-    stack = stacks.read_text(encoding="utf-8")
-    doing = next((name for mark, name in _MARKS.items() if mark in stack), "starting")
-    return ", saving ".join([doing, *_unfinished(run)])
+    # The main thread's stack comes last.
+    stack = stacks.read_text(encoding="utf-8").rpartition("hread 0x")[2]
+    doing = next((name for mark, name in _MARKS.items() if mark in stack), "starting or ending")
+    if not (step := _unfinished(run)):
+        return doing
+    return f"saving {step}" if doing == "saving" else f"{doing}, saving {step}"
 
 
-def _unfinished(run: Path) -> list[str]:
+def _unfinished(run: Path) -> str | None:
     """The step whose checkpoint the process that began last was writing, if any."""
     began = (run / "metrics.jsonl").stat().st_mtime_ns
     paths = run.glob("checkpoints/*.orbax-checkpoint-tmp")
     steps = [path.name.partition(".")[0] for path in paths if path.stat().st_mtime_ns > began]
-    return [f"step {step}" for step in steps][:1]
+    return f"step {steps[0]}" if steps else None
 
 
 _MARKS = {
@@ -208,7 +211,6 @@ _MARKS = {
     " in restore\n": "restoring",
     " in save\n": "saving",
     " in fit\n": "training",
-    " in best_state\n": "restoring",
 }
 """Functions on a stack, the telling ones first."""
 

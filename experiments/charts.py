@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -90,7 +90,8 @@ def start_ratio_lines(
     panels[0].set_ylabel("AUC")
     figure.supxlabel("loss adaptation starts at this share of the steps (1: never)", fontsize=10)
     if bar is not None:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", fontsize=9)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", fontsize=9)
     return figure
 
 
@@ -114,7 +115,8 @@ def learning_curves(
         axes.set_ylabel(name)
         _quiet(axes, "y")
     title = "" if best is None else f"dotted: best weights, step {best}"
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", title=title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", title=title)
     return figure
 
 
@@ -173,7 +175,7 @@ def _few_ticks():  # type: ignore[no-untyped-def]
     return MaxNLocator(nbins=4, min_n_ticks=2)
 
 
-def _style(index: int, group: str) -> dict[str, object]:
+def _style(index: int, group: str) -> dict[str, Any]:
     """Colour, marker and line of a group's curve; all rows together are black."""
     if group == "overall":
         return {"color": "black", "marker": "x", "lw": 1.8}
@@ -185,7 +187,7 @@ def _style(index: int, group: str) -> dict[str, object]:
     }
 
 
-def _quiet(axes: Axes, grid: str) -> None:
+def _quiet(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
     axes.grid(axis=grid, color="0.9", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -41,6 +41,7 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
+from experiments.compile_cache import use_compile_cache
 from experiments.distributed import Processes, together
 from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
 from experiments.presets import PRESETS, read_preset
@@ -88,6 +89,8 @@ class Settings:
     """synthetic, movielens, text or official: the configuration that the flags below change."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A preset file, such as d3jax search writes, instead of a preset's name."""
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache directory for the next start."""
 
     def chosen(self) -> Config:
         """The configuration: the preset with the flags' changes."""
@@ -171,6 +174,24 @@ class Predict:
 
         total = predict(open_run(self.directory), self.rows, self.out)
         console.print(f"{total:,} rows scored" + (f"; written to {self.out}" if self.out else ""))
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's best weights as a program that needs JAX alone."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """The folder to make."""
+
+    def run(self, console: Console) -> None:
+        """Writes the folder and says how large it is."""
+        from experiments.export import export_run
+        from experiments.run import open_run
+
+        size = export_run(open_run(self.directory), self.out)
+        console.print(f"exported to {self.out} ({size / 1e6:.1f} MB)")
 
 
 @dataclass(frozen=True)
@@ -332,7 +353,7 @@ class Chaos(Settings):
         chaos(Plan(self.prepared, self.chosen(), self.kills, out), console)
 
 
-Verb = Prepare | Train | Evaluate | Predict | Check | Describe | Compare | Inspect | Search | Chaos
+Verb = Prepare | Train | Evaluate | Predict | Export | Check | Describe | Compare | Inspect | Search | Chaos
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -340,7 +361,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=True)
     try:
-        parse(arguments).run(console)
+        verb = parse(arguments)
+        if not isinstance(verb, Settings) or verb.compile_cache:
+            use_compile_cache()
+        verb.run(console)
     except Preempted as stop:
         console.print(f"[yellow]{_plain(stop)}[/]", soft_wrap=True)
         sys.exit(PREEMPTED)
@@ -367,6 +391,7 @@ def parse(arguments: Sequence[str]) -> Verb:
         | Annotated[Train, train]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Predict, subcommand("predict")]
+        | Annotated[Export, subcommand("export")]
         | Annotated[Check, subcommand("check")]
         | Annotated[Describe, subcommand("describe")]
         | Annotated[Compare, compare]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +155,7 @@ def _train(
                     run,
                     prepared,
                     trainer,
-                    lambda share, index=index: show(index, share),
+                    partial(show, index),
                     should_stop,
                     plan.keep,
                 )

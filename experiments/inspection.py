@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +201,7 @@ def _curve(lines: list[dict[str, float]], name: str) -> Curve:
     return Curve([step for step, _ in points], [value for _, value in points])
 
 
-def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    known = [part for part in parts if part is not None]
+def _joined(parts: Sequence[Any | None]) -> np.ndarray | None:
+    """The parts as one host array; None for a model that gives none."""
+    known = [np.asarray(part) for part in parts if part is not None]
     return np.concatenate(known) if known else None

@@ -11,16 +11,16 @@ from d3jax.errors import ConfigError
 from experiments.tables import START_RATIOS
 
 if TYPE_CHECKING:
-    import optuna
+    import optuna.trial
 
-Space = Callable[["optuna.Trial", Config], Config]
+Space = Callable[["optuna.trial.BaseTrial", Config], Config]
 """Draws a configuration near the given one."""
 
 WIDTHS = ("64", "128-64", "256-128", "256-128-64")
 """Networks as text, which a study's file can hold."""
 
 
-def paper(trial: optuna.Trial, config: Config) -> Config:
+def paper(trial: optuna.trial.BaseTrial, config: Config) -> Config:
     """The grid of Jia et al. (AAAI 2024): lambdas and alphas 0, 0.1 to 1, five start ratios.
 
     Raises `ConfigError` for a draw that weighs every row with 0.
@@ -40,7 +40,7 @@ def paper(trial: optuna.Trial, config: Config) -> Config:
     return replace(config, balance=balance)
 
 
-def wide(trial: optuna.Trial, config: Config) -> Config:
+def wide(trial: optuna.trial.BaseTrial, config: Config) -> Config:
     """Learning rate, decays, embedding dropout and widths; with D3 its generator's sizes too."""
     optimizer = replace(
         config.optimizer,
@@ -70,7 +70,7 @@ def check_space(space: str, config: Config) -> None:
         )
 
 
-def _wide_d3(trial: optuna.Trial, config: Config) -> Config:
+def _wide_d3(trial: optuna.trial.BaseTrial, config: Config) -> Config:
     d3 = replace(
         config.d3,
         field_hidden=trial.suggest_categorical("field_hidden", (4, 8, 16, 32)),

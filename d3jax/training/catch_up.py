@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from d3jax.config import OptimizerConfig
-from d3jax.parameters import REPLICATED, Parameter
+from d3jax.parameters import Parameter, declare_array
 from d3jax.training.table import Table, Touched
 from d3jax.training.table_update import (
     LazyAdamState,
@@ -24,6 +24,7 @@ from d3jax.training.table_update import (
     Step,
     TableUpdate,
     Updated,
+    declare_index,
     lazy_adamw,
 )
 
@@ -59,9 +60,8 @@ def adamw_with_catch_up(config: OptimizerConfig, sharded: bool, steps: int) -> T
     lazy = lazy_adamw(config, sharded)
 
     def declare(table: Parameter) -> CatchUpState:
-        sums = Parameter((steps + WINDOW + 1,), spec=REPLICATED)
-        last = Parameter(table.shape[:1], dtype=jnp.int32, spec=table.spec)
-        return CatchUpState(lazy.declare(table), last, Missed(sums, sums, sums))
+        sums = declare_array((steps + WINDOW + 1,))
+        return CatchUpState(lazy.declare(table), declare_index(table), Missed(sums, sums, sums))
 
     def ready(
         table: Table, state: CatchUpState, places: Places, step: Step

@@ -29,13 +29,19 @@ class Scores(NamedTuple):
     @classmethod
     def merge(cls, pieces: Iterable[Scores]) -> Scores:
         """All pieces as one."""
-        columns = zip(*pieces, strict=True)
-        return cls(*(None if part[0] is None else np.concatenate(part) for part in columns))
+        logits, label, scenario, user = zip(*pieces, strict=True)
+        return cls(
+            np.concatenate(logits),
+            np.concatenate(label),
+            np.concatenate(scenario),
+            None if user[0] is None else np.concatenate(user),
+        )
 
     def of(self, scenario: int) -> Scores:
         """The rows of one scenario."""
         mine = self.scenario == scenario
-        return Scores(*(None if column is None else column[mine] for column in self))
+        user = None if self.user is None else self.user[mine]
+        return Scores(self.logits[mine], self.label[mine], self.scenario[mine], user)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,13 +117,14 @@ def init_state(model: Model, adapter: LossAdapter, optimizer: Optimizer, seed: i
 
 def state_specs(model: Model, optimizer: Optimizer) -> TrainState:
     """Where the state lives on the mesh; a spec stands for all arrays of the subtree below it."""
+    everywhere: Any = REPLICATED
     return TrainState(
         params=params_specs(model),
-        model_state=REPLICATED,
+        model_state=everywhere,
         optimizer_state=optimizer_specs(optimizer, model),
-        adapter_state=REPLICATED,
-        step=REPLICATED,
-        key=REPLICATED,
+        adapter_state=everywhere,
+        step=everywhere,
+        key=everywhere,
     )
 
 

@@ -7,7 +7,7 @@ large: a batch of 2,048 rows with 23 fields touches at most 47,104 rows of 10 mi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from d3jax.config import OptimizerConfig
-from d3jax.parameters import REPLICATED, Parameter, Tree
+from d3jax.parameters import REPLICATED, Parameter, Tree, declare_array
 from d3jax.training.table import Table, Touched, dense_gradient, squared_norm, sum_by_row
 
 Places = Int[Array, " R"]
@@ -83,8 +83,8 @@ def row_wise_adagrad(config: OptimizerConfig, sharded: bool) -> TableUpdate:
     """
 
     def declare(table: Parameter) -> AdagradState:
-        rows, spec = table.shape[:1], table.spec
-        return AdagradState(Parameter(rows, spec=spec), _declare_slot(table))
+        total = declare_array(table.shape[:1], spec=table.spec)
+        return AdagradState(total, declare_index(table))
 
     def apply(table: Table, state: AdagradState, touched: Touched, step: Step) -> Updated:
         sums = sum_by_row(state.slot, touched, sharded)
@@ -119,8 +119,8 @@ def lazy_adamw(config: OptimizerConfig, sharded: bool) -> TableUpdate:
     """
 
     def declare(table: Parameter) -> LazyAdamState:
-        moment = Parameter(table.shape, spec=table.spec)
-        return LazyAdamState(moment, moment, _declare_slot(table))
+        moment = declare_array(table.shape, spec=table.spec)
+        return LazyAdamState(moment, moment, declare_index(table))
 
     def apply(table: Table, state: LazyAdamState, touched: Touched, step: Step) -> Updated:
         sums = sum_by_row(state.slot, touched, sharded)
@@ -167,8 +167,9 @@ def as_it_is(table: Table, state: Tree, step: Step) -> Table:
     return table
 
 
-def _declare_slot(table: Parameter) -> Parameter:
-    return Parameter(table.shape[:1], dtype=jnp.int32, spec=table.spec)
+def declare_index(table: Parameter) -> Any:
+    """One integer a row of the table."""
+    return declare_array(table.shape[:1], spec=table.spec, dtype=jnp.int32)
 
 
 def _at(array: Array, places: Places) -> Array:

@@ -122,12 +122,13 @@ def write_reference(request: Request, trainer: Trainer, config: Config, schema: 
 def _gradients(trainer: Trainer, config: Config, state: TrainState, batch: Batch) -> ModelParams:
     adapter = build_adapter(config, trainer.model, STEPS)
     mode = Mode(train=True)
+    batch = jax.tree.map(jnp.asarray, batch)
 
     def loss(params: ModelParams) -> jax.Array:
         output, _ = trainer.model.apply(params, state.model_state, batch, mode)
-        losses = adapter.row_losses(output.logits, jnp.asarray(batch.label))
+        losses = adapter.row_losses(output.logits, batch.label)
         weights = adapter.row_weights(state.adapter_state, output, batch, state.step, mode)
-        return weighted_loss(losses, weights, jnp.asarray(batch.mask))
+        return weighted_loss(losses, weights, batch.mask)
 
     return jax.jit(jax.grad(loss))(state.params)
 

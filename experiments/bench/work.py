@@ -65,7 +65,7 @@ def row_flops(config: Config, schema: Schema) -> int:
             return mlp_flops((flat, *config.model.bottom_layers, 1))
         case "mmoe", _:
             experts, layers = config.mmoe.experts, config.mmoe.layers
-            mixture = experts * mlp_flops((flat, *layers)) + mlp_flops((flat, experts))
+            mixture = experts * (mlp_flops((flat, *layers)) + 2 * flat + 2 * layers[-1])
             return mixture + mlp_flops((layers[-1], *config.model.tower_layers, 1))
         case "star", _:
             known = flat + config.model.embedding_dim

@@ -298,3 +298,28 @@ def test_full_rank_is_the_dense_generator(draw: Draw) -> None:
     factored = dense._replace(generator=dense.generator._replace(mixing=jnp.eye(M)))
     ours = fused_layer(factored, gate, hidden, inputs)
     np.testing.assert_allclose(ours, fused_layer(dense, gate, hidden, inputs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("budget", [2**28, 100])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_half_precision_is_close_and_leaves_float32_around_it(
+    rank: int, budget: int, draw: Draw
+) -> None:
+    params, _ = draw(declare_fused(M, I, O, shared=True, rank=rank))
+    hidden, _ = draw(declare_array((B, M)))
+    inputs, _ = draw(declare_array((B, I)))
+
+    def total(params: FusedParams, dtype: type) -> tuple[jax.Array, jax.Array]:
+        outputs = fused_layer(params, EVEN, hidden, inputs, budget=budget, dtype=dtype)
+        return (outputs**2).sum(), outputs
+
+    differentiate = jax.grad(total, has_aux=True)
+    ours, outputs = differentiate(params, jnp.bfloat16)
+    theirs, expected = differentiate(params, jnp.float32)
+    assert outputs.dtype == jnp.float32
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=0.02 * scale)
+    assert float(jnp.abs(outputs - expected).max()) > 1e-5 * scale, "or nothing was rounded"
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.05 * float(jnp.abs(b).max()) + 1e-6)

@@ -22,7 +22,7 @@ from d3jax.training.metrics import Evaluation, Metrics
 from data_pipelines.columns import open_prepared
 from experiments import cells, compare
 from experiments.cells import CellResult
-from experiments.cli import main
+from experiments.cli import main, parse
 from experiments.compare import Plan, duration, remaining_seconds
 from experiments.comparison_figures import draw_comparison
 from experiments.comparison_html import html
@@ -88,14 +88,17 @@ def test_a_cell_has_what_train_would_have_measured(
     assert theirs["overall"]["logloss"] == pytest.approx(ours["overall"]["logloss"], rel=1e-5)
 
 
-def test_checkpoints_of_a_finished_cell_are_gone_unless_kept(
+def test_checkpoints_are_gone_unless_kept_and_the_cell_can_be_inspected_then(
     finished: Path, prepared: Path, tmp_path: Path
 ) -> None:
     assert not list(finished.rglob("checkpoints"))
     table = replace(TABLE, methods=(MLP,))
     compare.compare(prepared, Plan(table, CONFIG, 1, tmp_path, keep=True), QUIET)
     main(["inspect", str(tmp_path / "cells/mlp/0"), "--split", "validation"])
-    assert (tmp_path / "cells/mlp/0/figures/calibration.png").is_file()
+    # A plain network has neither gate nor attention, and weighs no rows.
+    drawn = sorted(path.name for path in (tmp_path / "cells/mlp/0/figures").iterdir())
+    names = ("calibration", "learning-curves")
+    assert drawn == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
 
 
 def test_a_finished_cell_is_not_trained_again_and_another_table_shares_it(
@@ -300,3 +303,40 @@ def test_the_papers_numbers_come_with_what_speaks_against_them(comparison: Compa
     assert lines[5] == ["  (the paper)", "", "", "0.6261", "0.6029", "0.6230", ""]
     assert "About the paper's numbers" in markdown(theirs)
     assert "answering every row with the click rate (.2027)" in html(theirs, {})
+
+
+def test_flags_reach_the_comparison() -> None:
+    verb = parse(["compare", "data", "--table", "2", "--on", "mmoe", "--epochs", "3"])
+    assert (str(verb.prepared), verb.table, verb.figure, verb.on, verb.seeds) == (
+        "data",
+        2,
+        None,
+        "mmoe",
+        5,
+    )
+    # The paper's own settings, unlike those of a first `train`.
+    expected = Config()
+    assert verb.chosen() == replace(expected, train=replace(expected.train, epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give --table 1, 2 or 3, or --figure 3 or 4, and one of them only"),
+        (["--table", "1", "--figure", "3"], "and one of them only"),
+        (["--table", "1", "--base", "GBDT"], "base 'GBDT' is not in the table; it has MLP"),
+        (["--table", "1", "--seeds", "0"], "seeds is 0; it must be between 1 and 1000"),
+        (["--table", "1", "--monitor-scenario", "attic"], "the data has home, detail, slot"),
+    ],
+)
+def test_nonsense_is_refused(
+    flags: list[str],
+    message: str,
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["compare", str(prepared), "--out", str(tmp_path / "out"), *flags])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

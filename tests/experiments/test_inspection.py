@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -14,14 +13,11 @@ from d3jax.base import EVALUATION
 from d3jax.model import build_model
 from data_pipelines.columns import open_prepared
 from data_pipelines.loader import evaluation_batches
-from experiments import inspection
 from experiments.charts import Curve
 from experiments.cli import main
 from experiments.evaluate import load_best
 from experiments.inspection import Observed, observe, read_curves
 from experiments.run import open_run
-
-SETTINGS = ["--batch-size", "256", "--epochs", "1", "--patience", "0", "--embedding-dim", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +72,3 @@ def test_curves_are_the_journals(trained: Path) -> None:
     assert auc["slot"] == Curve(*map(list, zip(*expected, strict=True)))
     assert list(logloss) == ["home", "detail", "slot", "overall"]
     assert training.steps == [4, 8, 12, 16, 18]
-
-
-def test_a_model_without_d3_has_fewer_pictures(
-    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    flags = [*SETTINGS, "--backbone", "plain", "--head", "own", "--bottom-layers", "6"]
-    main(["train", str(prepared), "--out", str(run), *flags])
-    shutil.rmtree(run / "figures", ignore_errors=True)
-    (run / "metrics.jsonl").unlink()
-    main(["inspect", str(run), "--split", "validation"])
-    assert sorted(path.name for path in (run / "figures").iterdir()) == [
-        "calibration.png",
-        "calibration.svg",
-    ]
-    assert "300" in capsys.readouterr().out
-    assert inspection._active_adapter(open_run(run), load_best(open_run(run))) is None

@@ -150,6 +150,7 @@ def test_training_reports_its_validation_and_scores_no_test_row(
     monkeypatch.setattr(Prepared, "rows", noted)
     reports: list[tuple[int, float]] = []
     opened = searching.open_prepared(prepared)
+    asked.clear()
     value = train_on_validation(
         CONFIG, opened, lambda step: False, lambda count, metric: reports.append((count, metric))
     )

@@ -159,7 +159,7 @@ def two_steps(tmp_path_factory):
 
 def large(value=1):
     """A state of random numbers, which compression can't make small, in three types."""
-    draw = np.random.default_rng(value).normal(size=(40, 30)).astype(np.float32)
+    draw = np.random.default_rng(value).normal(size=(200, 80)).astype(np.float32)
     arrays = {
         "bias": jnp.asarray(draw[0], jnp.bfloat16),
         "kernel": jnp.asarray(draw),
@@ -238,15 +238,16 @@ def test_any_byte_of_the_arrays_may_be_wrong(two_steps, tmp_path, open_at):
     shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     reader = open_at(tmp_path, writer=False)
     (file,) = (path for path in files_below(tmp_path / "2" / "state" / "d") if is_large(path))
-    size, passed_over = file.stat().st_size, 0
+    size, told = file.stat().st_size, []
     for place in range(5, size, size // 25):
         flip(file, place)
         restored = reader.restore(large(0))
         assert_equal_bits(restored.state, large(restored.step))
-        passed_over += restored.step == 1
+        told += restored.damaged
         flip(file, place)
     gc.collect()
-    assert passed_over > 20
+    silent = [message for message in told if "array kernel has other numbers" in message]
+    assert len(silent) > 15, "Orbax gives most of them back without a word"
     assert reader.restore(large(0)).step == 2
 
 

@@ -220,7 +220,13 @@ def test_nothing_of_the_tables_size_travels_between_devices(config, update):
     assert max(collectives(trainer_of(config, 8, "dense", layout="replicated"))) == 1536 * 4
 
 
-@pytest.mark.parametrize("update", ["dense", "lazy_adamw", "adagrad", "catch_up"])
+@pytest.mark.parametrize(
+    "update",
+    [
+        "lazy_adamw",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("dense", "adagrad", "catch_up")),
+    ],
+)
 def test_checkpoints_restore_between_any_two_layouts(config, update, tmp_path):
     name, options = (
         ("lazy_adamw", {"embedding_catch_up": True}) if update == "catch_up" else (update, {})

@@ -1,0 +1,90 @@
+"""A trained model as a function that needs JAX alone: StableHLO, and the weights beside it.
+
+The exported function takes the weights as an argument, so the program stays small, and any number
+of rows. It maps ids and scenarios to click probabilities on each platform it was exported for.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Float, Int
+
+from d3jax.base import Model, ModelParams
+from d3jax.batch import Batch, Schema
+from d3jax.errors import CheckpointError, DataError
+from d3jax.parameters import Tree, named_leaves
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+PROGRAM, WEIGHTS = "program.stablehlo", "weights.npz"
+
+Weights = dict[str, np.ndarray]
+"""The parameters and the model's state by name, as a checkpoint has them."""
+
+Probabilities = Callable[[Int[np.ndarray, "B K"], Int[np.ndarray, " B"]], Float[np.ndarray, " B"]]
+"""Click probabilities of rows of ids and their scenarios."""
+
+
+def export_model(
+    model: Model,
+    params: ModelParams,
+    model_state: Tree,
+    directory: Path,
+    platforms: Sequence[str] = PLATFORMS,
+) -> None:
+    """Writes the program and its weights into `directory`, which must exist."""
+    weights = named_leaves((params, model_state))
+    structure = jax.tree.structure((params, model_state))
+
+    def probabilities(weights: dict[str, jax.Array], ids: jax.Array, scenario: jax.Array):
+        params, state = jax.tree.unflatten(structure, [weights[name] for name in names])
+        rows = ids.shape[0]
+        batch = Batch(ids, scenario, jnp.zeros(rows), jnp.ones(rows, bool))
+        output, _ = model.apply(params, state, batch)
+        return jax.nn.sigmoid(output.logits)
+
+    names = list(weights)
+    (rows,) = export.symbolic_shape("rows", constraints=("rows >= 1",))
+    program = export.export(jax.jit(probabilities), platforms=platforms)(
+        {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()},
+        jax.ShapeDtypeStruct((rows, model.schema.num_slots), jnp.int32),
+        jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
+    (directory / PROGRAM).write_bytes(program.serialize())
+    with (directory / WEIGHTS).open("wb") as file:
+        np.savez(file, **{name: np.asarray(leaf) for name, leaf in weights.items()})
+
+
+def load_exported(directory: Path, schema: Schema) -> Probabilities:
+    """The function that `export_model` wrote, for this machine's devices.
+
+    Ids are checked against `schema` first, because a device reads a wrong row in silence. Each
+    new number of rows compiles once: ask for the same few. Raises `CheckpointError` when a file
+    is missing or damaged, and `DataError` for an id or a scenario out of range.
+    """
+    try:
+        program = export.deserialize(bytearray((directory / PROGRAM).read_bytes()))
+        with (directory / WEIGHTS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            weights = jax.device_put({name: arrays[name] for name in arrays.files})
+    except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{directory} holds no exported model, or a damaged one ({error}); export it again"
+        ) from error
+    call = jax.jit(program.call)
+
+    def probabilities(
+        ids: Int[np.ndarray, "B K"], scenario: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, " B"]:
+        if not len(ids):
+            raise DataError("there are no rows to score; give at least one")
+        schema.check(ids, scenario, where="the rows to score")
+        return np.asarray(call(weights, np.int32(ids), np.int32(scenario)))
+
+    return probabilities

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.compile_cache import cache_directory, use_compile_cache
+
+
+def test_programs_are_kept_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_directory() == Path("/somewhere/d3jax/programs")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert cache_directory() == Path("/home/ada/.cache/d3jax/programs")
+
+
+def test_what_the_user_set_for_jax_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES")
+    use_compile_cache()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/mine"
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "7"
+    assert os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] == "-1"
+
+
+@pytest.mark.parametrize(("flag", "kept"), [([], True), (["--no-compile-cache"], False)])
+def test_a_run_keeps_its_programs_unless_told_not_to(
+    prepared: Path, small: list[str], tmp_path: Path, flag: list[str], kept: bool
+) -> None:
+    command = [sys.executable, "-c", "from experiments.cli import main; main()", "train"]
+    flags = ["--epochs", "1", "--batch-size", "2048", "--backbone", "plain", "--head", "own"]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JAX", "XLA"))
+    }
+    subprocess.run(
+        [*command, str(prepared), "--out", str(tmp_path / "run"), *flags, *small, *flag],
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        check=True,
+        capture_output=True,
+    )
+    assert (tmp_path / "run" / "evaluation.json").exists()
+    programs = tmp_path / "d3jax" / "programs"
+    assert (programs.is_dir() and any(programs.iterdir())) == kept
