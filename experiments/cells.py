@@ -143,7 +143,7 @@ def run_cell(
 
 def cell_trainer(run: Run, prepared: Prepared, compiled: Trainer | None) -> Trainer:
     """The cell's trainer, with the steps that another seed of its method has compiled."""
-    trainer = trainer_for(run, len(prepared.rows("train").label))
+    trainer = trainer_for(run)
     if compiled is None:
         return trainer
     return trainer._replace(train_step=compiled.train_step, score_step=compiled.score_step)

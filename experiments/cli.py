@@ -109,6 +109,10 @@ class Train(Settings):
     """A run to go on with, in its own configuration."""
     overwrite: bool = False
     """Replace the run directory if it exists."""
+    seeds: int = 1
+    """Models to train side by side, with --seed and those after it; they can't be resumed."""
+    debug: bool = False
+    """Check every id and every operation, and stop at the first NaN; several times slower."""
     hosts: tyro.conf.OmitArgPrefixes[Processes] = field(default_factory=Processes)
     """The processes that train together."""
 
@@ -117,14 +121,32 @@ class Train(Settings):
         from experiments import train
 
         config = self.chosen()
+        if self.seeds != 1:
+            self._run_seeds(config, console)
+            return
         given = self.prepared or self.preset or self.config or self.out
         if self.resume is not None and (given or config != _preset_of(())):
             raise ConfigError("--resume takes a run as it is; give it alone, or start a new run")
         with together(self.hosts, console):
             if self.resume is None:
-                train.start(self.prepared, config, self.out, self.overwrite, console)
+                out, overwrite = self.out, self.overwrite
+                train.start(self.prepared, config, out, overwrite, console, self.debug)
             else:
-                train.resume(self.resume, console)
+                train.resume(self.resume, console, self.debug)
+
+    def _run_seeds(self, config: Config, console: Console) -> None:
+        from experiments.run import fresh_directory
+        from experiments.seeds import train_seeds
+
+        alone = self.resume or self.overwrite or self.debug or self.hosts.distributed
+        if self.seeds < 1 or alone or self.prepared is None:
+            raise ConfigError(
+                f"seeds is {self.seeds}; it takes a number from 1 on and a prepared directory, "
+                "without --resume, --overwrite, --debug or --distributed"
+            )
+        name = f"{self.prepared.resolve().name}-seeds"
+        out = fresh_directory(Path("runs"), name) if self.out is None else self.out
+        train_seeds(self.prepared, config, self.seeds, out, console)
 
 
 @dataclass(frozen=True)
@@ -353,7 +375,19 @@ class Chaos(Settings):
         chaos(Plan(self.prepared, self.chosen(), self.kills, out), console)
 
 
-Verb = Prepare | Train | Evaluate | Predict | Export | Check | Describe | Compare | Inspect | Search | Chaos
+Verb = (
+    Prepare
+    | Train
+    | Evaluate
+    | Predict
+    | Export
+    | Check
+    | Describe
+    | Compare
+    | Inspect
+    | Search
+    | Chaos
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

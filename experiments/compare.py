@@ -29,6 +29,8 @@ from experiments.train import stop_signals
 
 FILE_WIDTH = 120
 
+_SAME = "stopped and saved; give the same command to go on"
+
 Results = dict[str, dict[int, CellResult]]
 """Finished cells by method and seed."""
 
@@ -159,11 +161,13 @@ def _train(
                     should_stop,
                     plan.keep,
                 )
+            except Preempted as stop:
+                raise Preempted(f"{name}, seed {cell.seed}: {_SAME}") from stop
             except TrainingError as error:
                 failures.append(f"{name}, seed {cell.seed}, failed: {error}")
             show(index, 1.0)
             if should_stop(0) and index + 1 < len(left):
-                raise Preempted(f"stopped after {name}, seed {cell.seed}; give the command again")
+                raise Preempted(f"{name}, seed {cell.seed}: {_SAME}")
     return failures
 
 

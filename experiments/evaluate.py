@@ -44,10 +44,10 @@ class Loaded(NamedTuple):
     step: int
 
 
-def trainer_for(run: Run, num_rows: int | None = None) -> Trainer:
-    """The trainer of a run; the number of training rows only matters for training itself."""
-    steps = 1 if num_rows is None else steps_per_epoch(num_rows, run.config.train.batch_size)
-    return build_trainer(run.schema, run.config, steps)
+def trainer_for(run: Run, debug: bool = False) -> Trainer:
+    """The trainer of a run."""
+    steps = steps_per_epoch(run.training_rows, run.config.train.batch_size)
+    return build_trainer(run.schema, run.config, steps, debug=debug)
 
 
 def load_best(run: Run) -> Loaded:

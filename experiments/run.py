@@ -27,7 +27,7 @@ from d3jax.errors import CheckpointError, ConfigError, DataError
 from d3jax.training.checkpoint import Checkpoints
 from data_pipelines.columns import Prepared, open_prepared, read_schema
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Run:
     described: Prepared
     """Schema, vocabularies and provenance, as the run keeps them."""
     data: Path
+    training_rows: int
 
     @property
     def schema(self) -> Schema:
@@ -92,8 +93,14 @@ def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: b
     data = prepared.directory.resolve()
     shutil.copyfile(data / "schema.json", directory / "schema.json")
     shutil.copytree(data / "vocabularies", directory / "vocabularies")
-    run = Run(directory, config, read_schema(directory), data)
-    settings = {"run_version": RUN_VERSION, "data": str(data), "config": config.to_json()}
+    rows = len(prepared.rows("train").label)
+    run = Run(directory, config, read_schema(directory), data, rows)
+    settings = {
+        "run_version": RUN_VERSION,
+        "data": str(data),
+        "training_rows": rows,
+        "config": config.to_json(),
+    }
     run.write_json("config.json", settings)
     return run
 
@@ -119,12 +126,13 @@ def open_run(directory: Path) -> Run:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         version, data = settings["run_version"], Path(settings["data"])
+        rows = int(settings["training_rows"])
         if version != RUN_VERSION:
             raise CheckpointError(f"{path} has version {version}; this d3jax reads {RUN_VERSION}")
         config = Config.from_json(settings["config"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); start the run again") from error
-    return Run(directory, config, read_schema(directory), data)
+    return Run(directory, config, read_schema(directory), data, rows)
 
 
 def fresh_directory(parent: Path, name: str) -> Path:

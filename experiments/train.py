@@ -44,7 +44,12 @@ from experiments.run import Run, check_free, create_run, exclusive, fresh_direct
 
 
 def start(
-    data: Path | None, config: Config, out: Path | None, overwrite: bool, console: Console
+    data: Path | None,
+    config: Config,
+    out: Path | None,
+    overwrite: bool,
+    console: Console,
+    debug: bool = False,
 ) -> None:
     """A new run on a prepared directory, or on the embedded synthetic data when `data` is None.
 
@@ -59,7 +64,7 @@ def start(
     build_trainer(prepared.schema, config, steps_per_epoch=1)
     check_agreement(_identity(config, prepared))
     in_first_process(lambda: str(create_run(directory, config, prepared, overwrite).directory))
-    train(open_run(directory), prepared, console)
+    train(open_run(directory), prepared, console, debug)
 
 
 def free_directory(data: Path | None, out: Path | None, overwrite: bool) -> str:
@@ -76,15 +81,15 @@ def make_synthetic(directory: Path, console: Console) -> None:
     write(synthetic(), directory, overwrite=True)
 
 
-def resume(directory: Path, console: Console) -> None:
+def resume(directory: Path, console: Console, debug: bool = False) -> None:
     """Goes on with a run, with its own configuration and data."""
     run = open_run(directory)
     prepared = run.prepared()
     check_agreement(_identity(run.config, prepared))
-    train(run, prepared, console)
+    train(run, prepared, console, debug)
 
 
-def train(run: Run, prepared: Prepared, console: Console) -> None:
+def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -> None:
     """From the newest checkpoint, or the start, to the end; then evaluates the best weights.
 
     All processes of a run do the same; only the first locks and writes it, and speaks.
@@ -94,7 +99,7 @@ def train(run: Run, prepared: Prepared, console: Console) -> None:
     console = console if first else Console(quiet=True)
     check_rows(prepared)
     rows = len(prepared.rows("train").label)
-    trainer = trainer_for(run, rows)
+    trainer = trainer_for(run, debug)
     last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
     console.print(_headline(run, trainer, rows))
     with exclusive_to_all(run):

@@ -22,7 +22,7 @@ from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.learned_weights import find_watched, gradnorm, uncertainty
 from d3jax.training.loss import d3_balance, unweighted
 from d3jax.training.metrics import Evaluation, evaluate_scores
-from d3jax.training.optimizer import build_optimizer
+from d3jax.training.optimizer import Optimizer, build_optimizer
 from d3jax.training.scoring import collect_scores, score_batches
 from d3jax.training.sharding import (
     check_batch_size,
@@ -164,6 +164,32 @@ def _build_balance(config: Config, steps: int) -> LossAdapter:
     return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
 
 
+class Parts(NamedTuple):
+    """What a configuration's steps are made of."""
+
+    model: Model
+    adapter: LossAdapter
+    optimizer: Optimizer
+    options: StepOptions
+
+
+def build_parts(
+    schema: Schema, config: Config, steps_per_epoch: int, mesh: Mesh, debug: bool = False
+) -> Parts:
+    """Checks the configuration against the data and the devices, and builds its parts."""
+    train = config.train
+    check_batch_size(train.batch_size, mesh, train.slices)
+    check_monitor(train, schema.scenarios)
+    model = build_model(schema, config)
+    check_table(model.declared.params.embedding.table, mesh)
+    return Parts(
+        model=model,
+        adapter=build_adapter(config, model, steps_per_epoch),
+        optimizer=build_optimizer(config.optimizer, model, total_steps(train, steps_per_epoch)),
+        options=StepOptions(train.slices, train.on_nonfinite == "skip", debug),
+    )
+
+
 def build_trainer(
     schema: Schema,
     config: Config,
@@ -176,17 +202,10 @@ def build_trainer(
     `debug` makes every step wait, and raise at the operation that first gives a NaN.
     """
     mesh = make_mesh() if mesh is None else mesh
-    train = config.train
-    check_batch_size(train.batch_size, mesh, train.slices)
-    check_monitor(train, schema.scenarios)
-    model = build_model(schema, config)
-    check_table(model.declared.params.embedding.table, mesh)
-    adapter = build_adapter(config, model, steps_per_epoch)
-    optimizer = build_optimizer(config.optimizer, model, total_steps(train, steps_per_epoch))
-    options = StepOptions(train.slices, train.on_nonfinite == "skip", debug)
+    model, adapter, optimizer, options = build_parts(schema, config, steps_per_epoch, mesh, debug)
 
     def create() -> TrainState:
-        return init_state(model, adapter, optimizer, train.seed)
+        return init_state(model, adapter, optimizer, config.train.seed)
 
     shapes = jax.eval_shape(create)
     places = place(mesh, state_specs(model, optimizer), shapes)

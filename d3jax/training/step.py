@@ -101,7 +101,9 @@ PLAIN_STEP = StepOptions()
 """A step in one piece."""
 
 
-def init_state(model: Model, adapter: LossAdapter, optimizer: Optimizer, seed: int) -> TrainState:
+def init_state(
+    model: Model, adapter: LossAdapter, optimizer: Optimizer, seed: int | Int[Array, ""]
+) -> TrainState:
     """The state before the first step; jit it with output shardings to create it in place."""
     key = jax.random.key(seed)
     params = initialize(model.declared.params, jax.random.fold_in(key, 0))
@@ -145,8 +147,22 @@ def make_train_step(
     Older JAX spelt this `jax.pmap`: a program for one device's share of the batch, with sums
     over a named axis. `jax.shard_map` is what `pmap` is built on today, without its extra axis.
     """
+    layout = state_specs(model, optimizer)
+    mapped = jax.shard_map(
+        device_train_step(model, adapter, optimizer, options),
+        mesh=mesh,
+        in_specs=(layout, SHARDED),
+        out_specs=(layout, REPLICATED),
+    )
+    return _debugged(mapped) if options.debug else jax.jit(mapped, donate_argnums=0)
 
-    def device_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+
+def device_train_step(
+    model: Model, adapter: LossAdapter, optimizer: Optimizer, options: StepOptions = PLAIN_STEP
+) -> TrainStep:
+    """One device's program of a step, to be mapped over the mesh's axis."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         mode = Mode(train=True, axis_name=DATA_AXIS, key=key)
         state, before, touched = _read(model, optimizer, state, batch)
@@ -164,14 +180,7 @@ def make_train_step(
         norm = jnp.sqrt(health.network_square + table_square)
         return new, StepInfo(*forward.losses, norm, health.trouble)
 
-    state_layout = state_specs(model, optimizer)
-    mapped = jax.shard_map(
-        device_step,
-        mesh=mesh,
-        in_specs=(state_layout, SHARDED),
-        out_specs=(state_layout, REPLICATED),
-    )
-    return _debugged(mapped) if options.debug else jax.jit(mapped, donate_argnums=0)
+    return step
 
 
 def _read(
@@ -308,9 +317,20 @@ def make_settle(model: Model, optimizer: Optimizer, mesh: Mesh) -> Callable[...,
 
 def make_score_step(model: Model, mesh: Mesh) -> ScoreStep:
     """The jitted `scored = score_step(params, model_state, batch)` of evaluation mode."""
+    mapped = jax.shard_map(
+        device_score_step(model),
+        mesh=mesh,
+        in_specs=(params_specs(model), REPLICATED, SHARDED),
+        out_specs=SHARDED,
+    )
+    return jax.jit(mapped)
+
+
+def device_score_step(model: Model) -> ScoreStep:
+    """One device's program of scoring, to be mapped over the mesh's axis."""
     sharded = model.declared.params.embedding.table.spec != REPLICATED
 
-    def device_score(params: ModelParams, model_state: Tree, batch: Batch) -> Scored:
+    def score(params: ModelParams, model_state: Tree, batch: Batch) -> Scored:
         table = params.embedding.table
         rows = table_rows(model.schema, batch.ids)
         places = find_places(rows, table.shape[0], sharded)
@@ -321,10 +341,4 @@ def make_score_step(model: Model, mesh: Mesh) -> ScoreStep:
             received = jax.nn.softmax(output.attention).mean(-2)
         return Scored(output.logits, received, output.gate)
 
-    mapped = jax.shard_map(
-        device_score,
-        mesh=mesh,
-        in_specs=(params_specs(model), REPLICATED, SHARDED),
-        out_specs=SHARDED,
-    )
-    return jax.jit(mapped)
+    return score

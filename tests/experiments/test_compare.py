@@ -134,7 +134,7 @@ def test_a_comparison_that_was_stopped_saves_reports_and_goes_on(
             pass
 
     monkeypatch.setattr(compare, "stop_signals", After)
-    with pytest.raises(Preempted, match="stopped after step 2"):
+    with pytest.raises(Preempted, match="MLP, seed 1: stopped and saved; give the same"):
         compare.compare(prepared, plan, QUIET)
     assert "| MLP | 1 |" in (tmp_path / "table3.md").read_text()
     monkeypatch.setattr(compare, "stop_signals", stop_signals)
