@@ -16,7 +16,7 @@ from d3jax.backbones import BACKBONES, refusal
 from d3jax.balance import weighted_loss
 from d3jax.base import EVALUATION, Mode, Model
 from d3jax.batch import Batch, Field, Schema
-from d3jax.config import Config, D3Config, ModelConfig
+from d3jax.config import AdapterConfig, Config, D3Config, ModelConfig, OptimizerConfig
 from d3jax.errors import ConfigError, DataError
 from d3jax.model import build_model
 from d3jax.parameters import initialize, named_leaves
@@ -24,6 +24,7 @@ from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy
 from d3jax.training.sharding import make_mesh, place_batch
+from tests.d3jax.training.world import moments
 
 SCHEMA = Schema(
     (Field("user", 30), Field("item", 20), Field("tags", 6, slots=2), Field("place", 4)),
@@ -209,7 +210,49 @@ def test_eight_devices_equal_one_and_a_checkpoint_is_exact(name, tmp_path):
     checkpoints.save(2, state, {})
     restored = checkpoints.restore(trainer.abstract).state
     checkpoints.close()
+    assert_same_future(trainer, state, restored)
+
+
+def assert_same_future(trainer, state, restored):
+    """Both states are the same bits, and so are they after another step."""
+    batch = place_batch(trainer.mesh, make_batch(seed=2))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
+    with jax.numpy_dtype_promotion("standard"):
+        futures = [trainer.train_step(each, batch)[0] for each in (state, restored)]
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, futures))
+
+
+ADAPTERS = {
+    "dwa": AdapterConfig("dwa", "scenario_sum", period_steps=1),
+    "dtp": AdapterConfig("dtp", period_steps=1),
+    "gradnorm": AdapterConfig("gradnorm", "scenario_sum"),
+    "uncertainty": AdapterConfig("uncertainty", "scenario_sum"),
+}
+UPDATES = {
+    "lazy_adamw": OptimizerConfig(embedding_update="lazy_adamw"),
+    "catch_up": OptimizerConfig(embedding_update="lazy_adamw", embedding_catch_up=True),
+    "adagrad": OptimizerConfig(embedding_update="adagrad"),
+}
+
+
+@pytest.mark.parametrize("name", [*ADAPTERS, *UPDATES])
+def test_every_adapter_and_table_update_goes_on_from_a_checkpoint_exactly(name, tmp_path):
+    config = dataclasses.replace(
+        SENSIBLE["shared_bottom-own"],
+        adapter=ADAPTERS.get(name, AdapterConfig()),
+        optimizer=UPDATES.get(name, OptimizerConfig()),
+    )
+    mesh = make_mesh(jax.devices()[:2])
+    with jax.numpy_dtype_promotion("standard"):
+        trainer = build_trainer(SCHEMA, config, 4, mesh)
+        state = trainer.init()
+        for seed in range(2):
+            state, _ = trainer.train_step(state, place_batch(mesh, make_batch(seed=seed)))
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(2, state, {})
+    restored = checkpoints.restore(trainer.abstract).state
+    checkpoints.close()
+    assert_same_future(trainer, state, restored)
 
 
 def test_an_unknown_scenario_is_refused():

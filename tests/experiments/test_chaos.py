@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from d3jax.config import Config
 from d3jax.errors import ConfigError, TrainingError
 from experiments import chaos
 from experiments.chaos import Kill, Plan, differences, kill_table
@@ -27,7 +28,7 @@ def other(trained: Path, tmp_path: Path) -> Path:
 
 
 def plan_of(out: Path, kills: int = 1) -> Plan:
-    return Plan(None, parse(["train"]).chosen(), kills, out)
+    return Plan(None, Config(), kills, out)
 
 
 def test_equal_runs_have_no_differences(trained: Path, other: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_run_that_ends_by_itself_is_told(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    plan = Plan(tmp_path / "nothing", parse(["train"]).chosen(), 1, tmp_path / "out")
+    plan = Plan(tmp_path / "nothing", Config(), 1, tmp_path / "out")
     message = r"^undisturbed ended by itself with exit code 2; see .*/out/undisturbed.log$"
     with pytest.raises(TrainingError, match=message):
         chaos.chaos(plan, Console(quiet=True))
