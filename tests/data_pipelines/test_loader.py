@@ -433,3 +433,13 @@ def test_no_rows_are_refused() -> None:
         train(numbered(0), 0, 1)
     with pytest.raises(DataError, match="no rows to make batches of; prepare a split that isn't"):
         evaluation_batches(numbered(0), batch_size=4)
+
+
+@WINDOWS
+def test_a_row_of_a_batch_can_be_looked_up_without_the_batch(window: int | None) -> None:
+    rows = numbered()
+    gather = Gather(rows, BATCH, seed=7, process_index=0, process_count=1, window_rows=window)
+    for step in (0, 14, 15, 16, 40):
+        [batch] = train(rows, step, step + 1, window_rows=window)
+        for position in (0, 17, int(batch.mask.sum()) - 1):
+            assert gather.row(step, position) == batch.ids[position, 0] - 1

@@ -1,5 +1,6 @@
 """How a run's settings reach its batches."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -28,3 +29,15 @@ def test_training_batches_are_those_of_the_settings(prepared, window: int) -> No
     for mine, expected in zip(ours, theirs, strict=True):
         for left, right in zip(mine, expected, strict=True):
             np.testing.assert_array_equal(left, right)
+
+
+def test_a_bad_row_is_located_in_the_prepared_directory(prepared) -> None:
+    data: Prepared = open_prepared(prepared)
+    config = replace(Config(), train=replace(Config().train, batch_size=128, seed=3))
+    source = training_data(data, config)
+    [batch] = source.training(4, 5)
+    told = source.locate(5, 17)  # the batch that step 5 trains on
+    row = int(re.search(r"^row ([\d,]+) of", told)[1].replace(",", ""))
+    np.testing.assert_array_equal(data.rows("train").ids[row], batch.ids[17])
+    scenario = data.schema.scenarios[batch.scenario[17]]
+    assert told == f"row {row:,} of {data.directory / 'train'}, of scenario {scenario}"
