@@ -59,7 +59,7 @@ def export_model(
     )
     (directory / PROGRAM).write_bytes(program.serialize())
     with (directory / WEIGHTS).open("wb") as file:
-        np.savez(file, **{name: np.asarray(leaf) for name, leaf in weights.items()})
+        np.savez(file, allow_pickle=False, **jax.device_get(weights))
 
 
 def load_exported(directory: Path, schema: Schema) -> Probabilities:

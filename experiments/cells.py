@@ -25,7 +25,7 @@ from data_pipelines.loader import steps_per_epoch
 from experiments.evaluate import Evaluated, evaluate_split, trainer_for
 from experiments.journal import Journal
 from experiments.run import Run, exclusive, open_run
-from experiments.train import newest_state, training_data
+from experiments.train import best_state, newest_state, training_data
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def run_cell(
             state, progress = fit(
                 trainer, settings, data, state, progress, checkpoints, journal, should_stop
             )
-        if progress.best_step not in (None, progress.step):
-            state = checkpoints.restore(trainer.abstract, progress.best_step).state
+        console = Console(stderr=True)
+        state, _ = best_state(trainer, checkpoints, state, progress, console)
         checkpoints.close()
         result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
         facts = {

@@ -8,7 +8,6 @@ trained along until the last one's has, and keeps its best weights.
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,9 +90,8 @@ def _train(
     last = total_steps(settings, per_epoch)
     every = max(1, round(settings.evaluate_every * per_epoch))
     state, bests = ensemble.init(), [_Best() for _ in configs]
-    with ExitStack() as stack:
-        streams = [stack.enter_context(closing(each.training(0, last))) for each in data]
-        bar = stack.enter_context(Bar(console=console))
+    with Bar(console=console) as bar:
+        streams = [each.training(0, last) for each in data]
         task = bar.add_task(f"training {len(configs)} seeds", total=last)
         for step, batches in enumerate(zip(*streams, strict=True), start=1):
             state, info = ensemble.train_step(state, place_models(mesh, batches))
@@ -143,8 +141,9 @@ def _conclude(
     results = _evaluations(ensemble, together, prepared, "test", size)
     for run, best, state, result in zip(runs, bests, states, results, strict=True):
         checkpoints = run.checkpoints(writer=True)
-        progress = replace(best.progress, step=best.progress.best_step)
-        checkpoints.save(progress.step, state, progress.to_json())
+        step = best.progress.best_step
+        assert step is not None
+        checkpoints.save(step, state, replace(best.progress, step=step).to_json())
         checkpoints.close()
         run.write_json("evaluation.json", result.to_json())
     return {run.directory.name: result for run, result in zip(runs, results, strict=True)}

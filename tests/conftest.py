@@ -47,6 +47,13 @@ def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Compiled programs of a file's tests are of no use to the next file's, and take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 Draw = Callable[..., tuple[Any, Any]]
 
 
