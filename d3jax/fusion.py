@@ -145,7 +145,8 @@ def fused_layer(
         assert gate is not None
         specific, rest = gate[:, :1], gate[:, 1:]
         if not kernel_additive:
-            kernel, offset = kernel * params.shared.kernel[None], offset * params.shared.kernel
+            kernel = _scaled(kernel, params.shared.kernel)
+            offset = offset * params.shared.kernel
             inputs = inputs * (specific * rest)
         else:
             common = rest * (inputs @ params.shared.kernel)
@@ -158,6 +159,51 @@ def fused_layer(
     )
     own = _contract(kernel, offset, terms, inputs, budget).astype(jnp.float32)
     return own + common + bias
+
+
+@jax.custom_vjp
+def _scaled(kernel: Float[Array, "R I O"], shared: Float[Array, "I O"]) -> Float[Array, "R I O"]:
+    """Every shared matrix times one more, number by number.
+
+    The gradient of `shared` is a sum over R that XLA does a column at a time on CPUs; as a product
+    with ones it is six times as fast.
+    """
+    return kernel * shared[None]
+
+
+def _scaled_forward(kernel: Array, shared: Array) -> tuple[Array, tuple[Array, Array]]:
+    return kernel * shared[None], (kernel, shared)
+
+
+def _scaled_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    kernel, shared = saved
+    ones = jnp.ones(kernel.shape[0], kernel.dtype)
+    return gradient * shared[None], jnp.einsum("r,rio->io", ones, gradient * kernel)
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
+@jax.custom_vjp
+def _generated(terms: Float[Array, "B R"], kernel: Float[Array, "R I O"]) -> Float[Array, "B I O"]:
+    """Every row's kernel. Left to itself, JAX takes the gradient of the shared matrices with R
+    last, and then turns the largest array of the step around."""
+    return jnp.einsum("br,rio->bio", terms, kernel)
+
+
+def _generated_forward(terms: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _generated(terms, kernel), (terms, kernel)
+
+
+def _generated_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    terms, kernel = saved
+    return (
+        jnp.einsum("bio,rio->br", gradient, kernel),
+        jnp.einsum("br,bio->rio", terms, gradient),
+    )
+
+
+_generated.defvjp(_generated_forward, _generated_backward)
 
 
 def _contract(
@@ -173,9 +219,12 @@ def _contract(
     def columns(weights: tuple[Array, Array]) -> Array:
         if rank < width:
             images = jnp.einsum("bi,rio->bro", inputs, weights[0])
-            return jnp.einsum("br,bro->bo", terms, images) + inputs @ weights[1]
-        generated = jnp.einsum("br,rio->bio", terms, weights[0]) + weights[1][None]
-        return jnp.einsum("bi,bio->bo", inputs, generated)
+            own = jnp.einsum("br,bro->bo", terms, images)
+        else:
+            generated = _generated(terms, weights[0])
+            own = jnp.einsum("bi,bio->bo", inputs, generated)
+        # Added to the kernels instead, the offset's gradient would be a sum over all of them.
+        return own + inputs @ weights[1]
 
     slices = _slices(outputs, inputs.shape[0] * min(rank, width) * outputs, budget)
     if slices == 1:

@@ -41,6 +41,7 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
+from experiments.allocator import keep_freed_memory
 from experiments.compile_cache import use_compile_cache
 from experiments.distributed import Processes, together
 from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
@@ -195,7 +196,8 @@ class Predict:
         from experiments.run import open_run
 
         total = predict(open_run(self.directory), self.rows, self.out)
-        console.print(f"{total:,} rows scored" + (f"; written to {self.out}" if self.out else ""))
+        told = f"{total:,} rows scored" + (f"; written to {self.out}" if self.out else "")
+        console.print(told, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Export:
         from experiments.run import open_run
 
         size = export_run(open_run(self.directory), self.out)
-        console.print(f"exported to {self.out} ({size / 1e6:.1f} MB)")
+        console.print(f"exported to {self.out} ({size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -396,6 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     try:
         verb = parse(arguments)
+        keep_freed_memory()
         if not isinstance(verb, Settings) or verb.compile_cache:
             use_compile_cache()
         verb.run(console)

@@ -47,7 +47,8 @@ def d3_flops(config: D3Config, fields: int, dim: int, width: int) -> int:
     attention = projections * 2 * fields * dim * dim + 2 * (2 * fields * fields * dim)
     units = 2 * fields * dim * config.field_hidden + 2 * hidden * hidden
     mixing = 2 * hidden * rank + 2 * rank * width
-    generated = 2 * (rank or hidden) * flat * width + 2 * flat * width + 2 * hidden * width
+    offset = 0 if official or 0 < rank < flat else 2 * flat * width
+    generated = 2 * (rank or hidden) * flat * width + 2 * flat * width + 2 * hidden * width + offset
     gate = mlp_flops((flat, *config.gate_layers, 2)) if config.parts != "d1" else 0
     return (
         attention + units + mixing + generated + gate + mlp_flops((width, *config.head_layers, 1))

@@ -22,8 +22,8 @@ def compared(
 
 def test_rounding_is_no_difference() -> None:
     assert compared() == []
-    assert compared(RESULTS["logits"] + 1e-3, RESULTS["losses"] * 1.00005) == []
-    assert compared(kernel=GRADIENTS["kernel"] + 5e-3, dead=np.array([-1e-7, 1e-7])) == []
+    assert compared(RESULTS["logits"] + 1e-3, RESULTS["losses"] * (1.00005, 1.0005)) == []
+    assert compared(kernel=GRADIENTS["kernel"] + 0.05, dead=np.array([-1e-5, 1e-5])) == []
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 2.1])
@@ -32,15 +32,24 @@ def test_logits(wrong: float) -> None:
     assert line.startswith("logits differ by up to")
 
 
-def test_losses() -> None:
-    assert compared(losses=np.array([0.7, 0.61])) == [
-        "loss of step 2: 0.610000, the reference has 0.600000"
-    ]
+@pytest.mark.parametrize(("step", "wrong"), [(1, 0.7005), (2, 0.61)])
+def test_losses(step: int, wrong: float) -> None:
+    losses = RESULTS["losses"].copy()
+    losses[step - 1] = wrong
+    (line,) = compared(losses=losses)
+    assert line == f"loss of step {step}: {wrong:.6f}, the reference has {0.8 - step / 10:.6f}"
 
 
 def test_gradients() -> None:
-    assert compared(kernel=GRADIENTS["kernel"].T) == ["the gradient of kernel differs by up to 3.5"]
-    assert compared(dead=np.array([0.1, 0.0])) == ["the gradient of dead differs by up to 0.1"]
+    assert compared(kernel=1.1 * GRADIENTS["kernel"]) == ["the gradient of kernel is 10.0% off"]
+    (line,) = compared(kernel=GRADIENTS["kernel"].T)
+    assert line == f"the gradient of kernel is {3.5 * 2**0.5 / 10.25**0.5:.1%} off"
+    (line,) = compared(dead=np.array([0.1, 0.0]))
+    assert line.startswith("the gradient of dead is")
+
+
+def test_gradient_that_is_not_finite() -> None:
+    assert compared(kernel=GRADIENTS["kernel"] * np.nan) == ["the gradient of kernel is nan% off"]
 
 
 def test_missing_weights() -> None:
