@@ -12,7 +12,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -107,7 +107,8 @@ def compiled_step(bench: Communication) -> tuple[str, int, int]:
         return jax.ShapeDtypeStruct((bench.batch_size, *shape), dtype, sharding=place)
 
     batch = Batch(rows("int32", bench.fields), rows("int32"), rows("float32"), rows("bool"))
-    program = trainer.train_step.lower(trainer.abstract, batch).compile().as_text()
+    step: Any = trainer.train_step
+    program = step.lower(trainer.abstract, batch).compile().as_text()
     return program, trainer.mesh.size, count(trainer.model.declared.params.network)
 
 
