@@ -14,7 +14,13 @@ from jaxtyping import Array, Float
 
 from d3jax.base import Activation
 from d3jax.config import BiasFusion, KernelFusion
-from d3jax.generation import GeneratorParams, declare_generator, generate_weights, mixture
+from d3jax.generation import (
+    GeneratorParams,
+    declare_generator,
+    generate_weights,
+    mix_kernels,
+    mixture,
+)
 from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp
 from d3jax.parameters import glorot, ones, zeros
 
@@ -184,28 +190,6 @@ def _scaled_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array
 _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
-@jax.custom_vjp
-def _generated(terms: Float[Array, "B R"], kernel: Float[Array, "R I O"]) -> Float[Array, "B I O"]:
-    """Every row's kernel. Left to itself, JAX takes the gradient of the shared matrices with R
-    last, and then turns the largest array of the step around."""
-    return jnp.einsum("br,rio->bio", terms, kernel)
-
-
-def _generated_forward(terms: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _generated(terms, kernel), (terms, kernel)
-
-
-def _generated_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    terms, kernel = saved
-    return (
-        jnp.einsum("bio,rio->br", gradient, kernel),
-        jnp.einsum("br,bio->rio", terms, gradient),
-    )
-
-
-_generated.defvjp(_generated_forward, _generated_backward)
-
-
 def _contract(
     kernel: Float[Array, "R I O"],
     offset: Float[Array, "I O"],
@@ -221,7 +205,7 @@ def _contract(
             images = jnp.einsum("bi,rio->bro", inputs, weights[0])
             own = jnp.einsum("br,bro->bo", terms, images)
         else:
-            generated = _generated(terms, weights[0])
+            generated = mix_kernels(terms, weights[0])
             own = jnp.einsum("bi,bio->bo", inputs, generated)
         # Added to the kernels instead, the offset's gradient would be a sum over all of them.
         return own + inputs @ weights[1]

@@ -98,5 +98,30 @@ def generate_weights(
 ) -> tuple[Float[Array, "B I O"], Float[Array, "B O"]]:
     """A kernel and a bias for every row, linear in `hidden` (Eq. 10)."""
     terms = mixture(params, hidden)
-    kernel = jnp.einsum("br,rio->bio", terms, params.kernel) + params.kernel_offset[None]
+    kernel = mix_kernels(terms, params.kernel) + params.kernel_offset[None]
     return kernel, dense(params.bias, hidden)
+
+
+@jax.custom_vjp
+def mix_kernels(terms: Float[Array, "B R"], kernel: Float[Array, "R I O"]) -> Float[Array, "B I O"]:
+    """Σ_r terms_r kernel_r for every row.
+
+    Left to itself, JAX takes the gradient of the shared matrices with R last, and then turns the
+    largest array of the step around.
+    """
+    return jnp.einsum("br,rio->bio", terms, kernel)
+
+
+def _mix_forward(terms: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return mix_kernels(terms, kernel), (terms, kernel)
+
+
+def _mix_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    terms, kernel = saved
+    return (
+        jnp.einsum("bio,rio->br", gradient, kernel),
+        jnp.einsum("br,bio->rio", terms, gradient),
+    )
+
+
+mix_kernels.defvjp(_mix_forward, _mix_backward)

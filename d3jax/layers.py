@@ -131,11 +131,12 @@ def batch_norm(
     """
     used = moments
     if mode.train:
-        weight = mask.astype(hidden.dtype).reshape(-1, *[1] * (hidden.ndim - 1))
+        weight = mask.astype(hidden.dtype)
         rows = mode.total(mask.sum())
         divisor = jnp.maximum(rows, 1).astype(hidden.dtype)
-        mean = mode.total((weight * hidden).sum(0)) / divisor
-        variance = mode.total((weight * (hidden - mean[None]) ** 2).sum(0)) / divisor
+        mean = mode.total(_sum_rows(weight, hidden)) / divisor
+        centred = hidden - _for_rows(mean, hidden)
+        variance = mode.total(_sum_rows(weight, centred**2)) / divisor
         used = jax.tree.map(
             lambda batch, running: jnp.where(rows >= 2, batch, running),
             Moments(mean, variance),
@@ -147,8 +148,19 @@ def batch_norm(
             moments,
             jax.lax.stop_gradient(used),
         )
-    normal = (hidden - used.mean[None]) * jax.lax.rsqrt(used.variance + epsilon)[None]
-    return normal * params.scale[None] + params.offset[None], moments
+    scale = params.scale * jax.lax.rsqrt(used.variance + epsilon)
+    centred = hidden - _for_rows(used.mean, hidden)
+    return centred * _for_rows(scale, hidden) + _for_rows(params.offset, hidden), moments
+
+
+def _sum_rows(weight: Float[Array, " B"], values: Float[Array, "B *F"]) -> Float[Array, "*F"]:
+    """Σ_b weight_b values_b, as a product: on CPUs XLA sums wide arrays a column at a time."""
+    return jnp.einsum("b,b...->...", weight, values)
+
+
+def _for_rows(vector: Float[Array, "*F"], like: Float[Array, "B *F"]) -> Float[Array, "B *F"]:
+    """The same vector for every row, so that its gradient is summed as `_sum_rows` sums."""
+    return jnp.einsum("b,...->b...", jnp.ones(like.shape[0], vector.dtype), vector)
 
 
 def scenario_batch_norm(

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,16 +49,9 @@ def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs() -> Iterator[None]:
-    """Compiled programs of a file's tests are of no use to the next file's, and take gigabytes.
-
-    What Orbax leaves behind after a read that failed warns when it is collected, and is collected
-    here, so that no other test gets the blame.
-    """
+    """Compiled programs of a file's tests are of no use to the next file's, and take gigabytes."""
     yield
     jax.clear_caches()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 Draw = Callable[..., tuple[Any, Any]]

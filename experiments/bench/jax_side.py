@@ -18,6 +18,7 @@ from d3jax.parameters import Tree, named_leaves
 from d3jax.training.fit import Trainer, build_adapter, build_trainer
 from d3jax.training.sharding import place_batch
 from d3jax.training.step import TrainState
+from experiments.allocator import keep_freed_memory
 from experiments.bench.children import Request, serve
 from experiments.bench.timing import latencies, peak_megabytes, scoring_rate, training_rate
 from experiments.bench.workload import WORKLOADS, make_batches, make_schema
@@ -152,4 +153,5 @@ def handle(request: Request) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # As the d3jax command does.
     serve(handle)
