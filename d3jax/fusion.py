@@ -97,7 +97,7 @@ def fuse(
     """
     column = (-1, *[1] * (specific.ndim - 1))
     own = gate[:, 0].reshape(column) * specific
-    common = gate[:, 1].reshape(column) * shared[None]
+    common = jnp.einsum("b,...->b...", gate[:, 1], shared)
     return own + common if additive else own * common
 
 
@@ -202,7 +202,9 @@ def _contract(
 
     def columns(weights: tuple[Array, Array]) -> Array:
         if rank < width:
-            images = jnp.einsum("bi,rio->bro", inputs, weights[0])
+            # The small array is turned around, so that none of the large ones ever is.
+            flat = jnp.moveaxis(weights[0], 1, 0).reshape(width, -1)
+            images = (inputs @ flat).reshape(inputs.shape[0], rank, -1)
             own = jnp.einsum("br,bro->bo", terms, images)
         else:
             generated = mix_kernels(terms, weights[0])

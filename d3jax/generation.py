@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Activation
-from d3jax.layers import Dense, declare_dense, dense
+from d3jax.layers import Dense, declare_dense, dense, for_rows
 from d3jax.parameters import Initializer, declare_array, glorot, zeros
 
 
@@ -98,7 +98,7 @@ def generate_weights(
 ) -> tuple[Float[Array, "B I O"], Float[Array, "B O"]]:
     """A kernel and a bias for every row, linear in `hidden` (Eq. 10)."""
     terms = mixture(params, hidden)
-    kernel = mix_kernels(terms, params.kernel) + params.kernel_offset[None]
+    kernel = mix_kernels(terms, params.kernel) + for_rows(params.kernel_offset, terms.shape[0])
     return kernel, dense(params.bias, hidden)
 
 

@@ -77,6 +77,15 @@ def select(outputs: Float[Array, "B S *O"], scenario: Int[Array, " B"]) -> Float
     return jnp.take_along_axis(outputs, index, axis=1, mode="clip").squeeze(1)
 
 
+def for_rows(vector: Float[Array, "*F"], rows: int) -> Float[Array, "B *F"]:
+    """The same for every one of B = `rows` rows.
+
+    Written as a product, so that its gradient, a sum over rows, is one too: on CPUs XLA sums wide
+    arrays a column at a time, six times as slow.
+    """
+    return jnp.einsum("b,...->b...", jnp.ones(rows, vector.dtype), vector)
+
+
 def dropout(hidden: Float[Array, "B *F"], rate: float, mode: Mode) -> Float[Array, "B *F"]:
     """In training, zeroes each number with probability `rate` and scales up the rest
     (Srivastava et al., 2014).
@@ -135,7 +144,7 @@ def batch_norm(
         rows = mode.total(mask.sum())
         divisor = jnp.maximum(rows, 1).astype(hidden.dtype)
         mean = mode.total(_sum_rows(weight, hidden)) / divisor
-        centred = hidden - _for_rows(mean, hidden)
+        centred = hidden - for_rows(mean, hidden.shape[0])
         variance = mode.total(_sum_rows(weight, centred**2)) / divisor
         used = jax.tree.map(
             lambda batch, running: jnp.where(rows >= 2, batch, running),
@@ -148,19 +157,15 @@ def batch_norm(
             moments,
             jax.lax.stop_gradient(used),
         )
+    size = hidden.shape[0]
     scale = params.scale * jax.lax.rsqrt(used.variance + epsilon)
-    centred = hidden - _for_rows(used.mean, hidden)
-    return centred * _for_rows(scale, hidden) + _for_rows(params.offset, hidden), moments
+    centred = hidden - for_rows(used.mean, size)
+    return centred * for_rows(scale, size) + for_rows(params.offset, size), moments
 
 
 def _sum_rows(weight: Float[Array, " B"], values: Float[Array, "B *F"]) -> Float[Array, "*F"]:
-    """Σ_b weight_b values_b, as a product: on CPUs XLA sums wide arrays a column at a time."""
+    """Σ_b weight_b values_b, as a product, for the reason that `for_rows` has."""
     return jnp.einsum("b,b...->...", weight, values)
-
-
-def _for_rows(vector: Float[Array, "*F"], like: Float[Array, "B *F"]) -> Float[Array, "B *F"]:
-    """The same vector for every row, so that its gradient is summed as `_sum_rows` sums."""
-    return jnp.einsum("b,...->b...", jnp.ones(like.shape[0], vector.dtype), vector)
 
 
 def scenario_batch_norm(
