@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from experiments.bench.timing import Summary
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def _read_run(folder: Path, speeds: dict[str, list[dict[str, Any]]]) -> RankResu
     config = json.loads((folder / next(iter(summary)) / "config.json").read_text(encoding="utf-8"))
     rank = config["config"]["d3"]["generator_rank"]
     rates = {
-        name: line["train"]["median"]
+        name: Summary(*line["train"]).median
         for name, lines in speeds.items()
         for line in lines
         if line["variant"] == f"rank {rank}"

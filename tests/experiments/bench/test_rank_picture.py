@@ -22,7 +22,7 @@ def write_run(folder: Path, rank: int, auc: list[float]) -> Path:
 def test_ranks_are_listed_with_the_papers_form_last(tmp_path: Path) -> None:
     lines = {
         size: [
-            {"variant": f"rank {rank}", "train": {"median": rows}}
+            {"variant": f"rank {rank}", "train": [rows, rows, rows]}
             for rank, rows in ((0, rows), (16, 10 * rows))
         ]
         for size, rows in (("movielens", 2000.4), ("ali-ccp", 400.0))
