@@ -56,7 +56,7 @@ def test_settings(tmp_path: Path) -> None:
 
 def test_little_memory_gives_the_same_bytes(tmp_path: Path) -> None:
     """The memory holds a fraction of the rows: they pass through the disk."""
-    small = duckdb_engine(tmp_path, "100MB", threads=2)
+    small = duckdb_engine(tmp_path, "120MB", threads=2)
     spilled: list[int] = []
 
     def watch(name: str, index: int, total: int) -> None:

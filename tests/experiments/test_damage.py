@@ -23,7 +23,6 @@ from experiments.train import best_state, newest_state
 Capture = pytest.CaptureFixture[str]
 
 # Orbax drops the reads that a failed one makes pointless; collected here, they warn here.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture

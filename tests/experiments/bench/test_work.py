@@ -27,14 +27,18 @@ ROWS = 6
 
 
 def products(jaxpr: Any) -> int:
-    """Multiplications and additions of all `dot_general`s, inner programs included."""
+    """Multiplications and additions of all `dot_general`s, inner programs included.
+
+    One that sums nothing is a way to write a broadcast, and isn't counted.
+    """
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             inner = math.prod(left[axis] for axis in contracted)
-            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+            if contracted:
+                total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
         for value in equation.params.values():
             if hasattr(value, "jaxpr"):
                 total += products(value.jaxpr)
