@@ -21,7 +21,7 @@ from d3jax.generation import (
     mix_kernels,
     mixture,
 )
-from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp
+from d3jax.layers import Dense, declare_dense, declare_mlp, dense, for_rows, mlp
 from d3jax.parameters import glorot, ones, zeros
 
 
@@ -151,7 +151,7 @@ def fused_layer(
         assert gate is not None
         specific, rest = gate[:, :1], gate[:, 1:]
         if not kernel_additive:
-            kernel = _scaled(kernel, params.shared.kernel)
+            kernel = kernel * for_rows(params.shared.kernel, kernel.shape[0])
             offset = offset * params.shared.kernel
             inputs = inputs * (specific * rest)
         else:
@@ -165,29 +165,6 @@ def fused_layer(
     )
     own = _contract(kernel, offset, terms, inputs, budget).astype(jnp.float32)
     return own + common + bias
-
-
-@jax.custom_vjp
-def _scaled(kernel: Float[Array, "R I O"], shared: Float[Array, "I O"]) -> Float[Array, "R I O"]:
-    """Every shared matrix times one more, number by number.
-
-    The gradient of `shared` is a sum over R that XLA does a column at a time on CPUs; as a product
-    with ones it is six times as fast.
-    """
-    return kernel * shared[None]
-
-
-def _scaled_forward(kernel: Array, shared: Array) -> tuple[Array, tuple[Array, Array]]:
-    return kernel * shared[None], (kernel, shared)
-
-
-def _scaled_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    kernel, shared = saved
-    ones = jnp.ones(kernel.shape[0], kernel.dtype)
-    return gradient * shared[None], jnp.einsum("r,rio->io", ones, gradient * kernel)
-
-
-_scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def _contract(

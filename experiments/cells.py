@@ -18,14 +18,14 @@ from rich.console import Console
 from d3jax.config import Config, differences
 from d3jax.errors import CheckpointError
 from d3jax.parameters import count
-from d3jax.training.fit import Trainer, fit, total_steps
+from d3jax.training.fit import Trainer, total_steps
 from d3jax.training.metrics import Evaluation
 from data_pipelines.columns import Prepared
 from data_pipelines.loader import steps_per_epoch
-from experiments.evaluate import Evaluated, evaluate_split, trainer_for
+from experiments.evaluate import Evaluated, trainer_for
 from experiments.journal import Journal
 from experiments.run import Run, exclusive, open_run
-from experiments.train import best_state, newest_state, training_data
+from experiments.train import run_to_end
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,16 @@ def run_cell(
     Its checkpoints are deleted then unless `keep`. Raises `Preempted` when it was asked to stop.
     """
     started = time.monotonic()
-    settings = run.config.train
-    data = training_data(prepared, run.config)
-    last = total_steps(settings, data.steps_per_epoch)
+    last, size = expected_steps(prepared, run.config), run.config.train.batch_size
     with exclusive(run):
-        checkpoints = run.checkpoints(writer=True)
-        state, progress = newest_state(trainer, checkpoints)
-        with CellJournal(run, progress.step, last, settings.batch_size, show) as journal:
-            state, progress = fit(
-                trainer, settings, data, state, progress, checkpoints, journal, should_stop
-            )
-        console = Console(stderr=True)
-        state, _ = best_state(trainer, checkpoints, state, progress, console)
-        checkpoints.close()
-        result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
+        progress, result, _ = run_to_end(
+            run,
+            prepared,
+            trainer,
+            lambda start: CellJournal(run, start, last, size, show),
+            should_stop,
+            Console(stderr=True),
+        )
         facts = {
             "weights": count(trainer.model.declared.params.network),
             "steps": progress.step,
@@ -141,7 +137,7 @@ def run_cell(
     return finished
 
 
-def cell_trainer(run: Run, prepared: Prepared, compiled: Trainer | None) -> Trainer:
+def cell_trainer(run: Run, compiled: Trainer | None) -> Trainer:
     """The cell's trainer, with the steps that another seed of its method has compiled."""
     trainer = trainer_for(run)
     if compiled is None:

@@ -112,11 +112,8 @@ def _training(plan: Plan, data: Path, name: str) -> Iterator[subprocess.Popen[by
     run = plan.out / name
     fresh = [str(data), "--out", str(run), "--config", str(plan.out / "settings.json")]
     arguments = ["--resume", str(run)] if _began_at(run) else fresh
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str((plan.out / "compiled").resolve()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    programs = str((plan.out / "compiled").resolve())
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": programs}
     command = [sys.executable, "-c", _CHILD, str(plan.out / "stacks.txt"), "train", *arguments]
     with (plan.out / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -16,7 +16,7 @@ from d3jax.backbones import refusal
 from d3jax.checks import within
 from d3jax.config import Config
 from d3jax.errors import Preempted, TrainingError
-from d3jax.training.fit import Trainer, build_trainer
+from d3jax.training.fit import Trainer, check_config
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.cells import CellResult, cell_trainer, open_cell, read_cell, run_cell
 from experiments.comparison_figures import draw_comparison
@@ -125,7 +125,7 @@ def _trainable(plan: Plan, prepared: Prepared) -> tuple[list[Method], list[str]]
             notes.append(f"{method.name} is left out: {reason}.")
         else:
             # Settings that contradict each other are refused before anything is trained.
-            build_trainer(prepared.schema, config, steps_per_epoch=1)
+            check_config(prepared.schema, config)
             methods.append(method)
     return methods, notes
 
@@ -150,7 +150,7 @@ def _train(
         for index, cell in enumerate(left):
             name = cell.method.name
             run = cell.run(prepared)
-            trainer = cell_trainer(run, prepared, compiled.get(name))
+            trainer = cell_trainer(run, compiled.get(name))
             compiled.setdefault(name, trainer)
             try:
                 results[name][cell.seed] = run_cell(

@@ -19,11 +19,18 @@ from d3jax.parameters import Tree
 from d3jax.training.fit import build_adapter
 from d3jax.training.loss import d3_balance
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
-from d3jax.training.scoring import score_batches
+from d3jax.training.scoring import collect_scores, score_batches
 from data_pipelines.columns import Prepared
 from data_pipelines.loader import evaluation_batches, steps_per_epoch
 from experiments.charts import Curve, calibration_curves, distributions, learning_curves, save
-from experiments.evaluate import RESAMPLES, Loaded, load_best, planted_fields
+from experiments.evaluate import (
+    RESAMPLES,
+    Loaded,
+    adding_attention,
+    load_best,
+    mean_attention,
+    planted_fields,
+)
 from experiments.figures import attention_heat_map
 from experiments.report import evaluation_table, number_text, trust_table
 from experiments.run import Run, open_run
@@ -32,7 +39,8 @@ from experiments.run import Run, open_run
 class Observed(NamedTuple):
     """R rows as the best weights see them; None for what the model doesn't have.
 
-    `weight` is what a row's loss counts once the weighing of rows has started.
+    `attention` [S N] is what each field receives on average (`mean_attention`); `weight` is what a
+    row's loss counts once the weighing of rows has started.
     """
 
     scores: Scores
@@ -69,19 +77,18 @@ def observe(run: Run, loaded: Loaded, prepared: Prepared, split: str) -> Observe
     schema, trainer, state = run.schema, loaded.trainer, loaded.state
     params = trainer.settle(state)
     batches = list(evaluation_batches(prepared.rows(split), batch_size=run.config.train.batch_size))
-    scored = list(
-        score_batches(trainer.score_step, params, state.model_state, batches, trainer.mesh)
-    )
-    slot = schema.user_slot
-    scores = Scores(
-        logits=np.concatenate([output.logits for _, output in scored]),
-        label=np.concatenate([batch.label for batch, _ in scored]),
-        scenario=np.concatenate([batch.scenario for batch, _ in scored]),
-        user=None if slot is None else np.concatenate([b.ids[:, slot] for b, _ in scored]),
-    )
+    received = np.zeros((schema.num_scenarios, schema.num_fields))
+    scored = [
+        (batch, output._replace(attention=None))
+        for batch, output in adding_attention(
+            received,
+            score_batches(trainer.score_step, params, state.model_state, batches, trainer.mesh),
+        )
+    ]
+    scores = collect_scores(scored, schema.user_slot)
     return Observed(
         scores,
-        attention=_joined([output.attention for _, output in scored]),
+        attention=mean_attention(received, scores.scenario),
         gate=_joined([output.gate for _, output in scored]),
         weight=loss_weights(run, loaded, batches),
     )
@@ -138,17 +145,11 @@ def draw_attention(folder: Path, prepared: Prepared, observed: Observed) -> list
     """The heat map of attention by scenario and field (Figure 4 of the D3 paper)."""
     if observed.attention is None:
         return []
-    schema = prepared.schema
-    mean = [
-        observed.attention[observed.scores.scenario == index].mean(0, dtype=np.float64)
-        if (observed.scores.scenario == index).any()
-        else np.full(schema.num_fields, np.nan)
-        for index in range(schema.num_scenarios)
-    ]
+    schema, mean = prepared.schema, observed.attention
     names = [field.name for field in schema.fields]
     files = [folder / "attention.png", folder / "attention.svg"]
     for path in files:
-        attention_heat_map(path, np.stack(mean), schema.scenarios, names, planted_fields(prepared))
+        attention_heat_map(path, mean, schema.scenarios, names, planted_fields(prepared))
     return files
 
 
@@ -170,15 +171,14 @@ def read_curves(run: Run) -> tuple[Curve, dict[str, Curve], dict[str, Curve]]:
 
 def _active_adapter(run: Run, loaded: Loaded) -> LossAdapter | None:
     """The run's adapter as it weighs rows once it has started."""
-    config, rows = run.config, run.described.provenance["rows"]["train"]
+    config = run.config
     if config.model.head == "d3" and config.d3.parts == "d3":
         never = config.balance.start_ratio == 1
         return None if never else d3_balance(config.balance, start_step=0)
     if config.adapter.adapter == "none":
         return None
-    return build_adapter(
-        config, loaded.trainer.model, steps_per_epoch(rows, config.train.batch_size)
-    )
+    steps = steps_per_epoch(run.training_rows, config.train.batch_size)
+    return build_adapter(config, loaded.trainer.model, steps)
 
 
 def _on_one_device(tree: Tree) -> Tree:

@@ -18,7 +18,7 @@ from d3jax.checks import within
 from d3jax.config import Config, differences
 from d3jax.errors import ConfigError, Preempted, TrainingError
 from d3jax.training.checkpoint import Checkpoints
-from d3jax.training.fit import Progress, build_trainer, fit, monitored
+from d3jax.training.fit import Progress, build_trainer, check_config, fit, monitored
 from d3jax.training.metrics import Evaluation
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.journal import Silence
@@ -81,7 +81,7 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     check_rows(prepared)
     check_space(plan.space, plan.config)
     # Settings that contradict each other are refused before a trial is made.
-    build_trainer(prepared.schema, plan.config, steps_per_epoch=1)
+    check_config(prepared.schema, plan.config)
     study = open_study(plan, prepared)
     if (finished := _finished(plan)) is not None:
         console.print(f"{plan.out} has been found already")

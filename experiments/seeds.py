@@ -28,12 +28,14 @@ from d3jax.training.ensemble import (
 )
 from d3jax.training.fit import Progress, build_parts, finished, monitored, total_steps
 from d3jax.training.metrics import Evaluation, Scores, evaluate_scores
+from d3jax.training.scoring import scores_of
 from d3jax.training.sharding import make_mesh
 from d3jax.training.step import TrainState
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from data_pipelines.loader import evaluation_batches
 from experiments.report import number_text
 from experiments.run import Run, create_run
+from experiments.statistics import mean_and_std
 from experiments.train import training_data
 
 
@@ -124,10 +126,9 @@ def _evaluations(
     schema, models = prepared.schema, state.step.shape[0]
     pieces: list[list[Scores]] = [[] for _ in range(models)]
     batches = evaluation_batches(prepared.rows(split), batch_size=batch_size)
-    for batch, scored in score_models(ensemble, state, batches):
-        user = None if schema.user_slot is None else batch.ids[:, schema.user_slot]
-        for piece, logits in zip(pieces, scored.logits, strict=True):
-            piece.append(Scores(logits, batch.label, batch.scenario, user))
+    for batch, by_model in score_models(ensemble, state, batches):
+        for piece, logits in zip(pieces, by_model, strict=True):
+            piece.append(scores_of(batch, logits, schema.user_slot))
     return [evaluate_scores(Scores.merge(piece), schema.scenarios) for piece in pieces]
 
 
@@ -173,5 +174,5 @@ def _spread(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "-"
-    spread = f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.4f}{spread}"
+    mean, std = mean_and_std(known)
+    return f"{mean:.4f}" + ("" if std is None else f" ± {std:.4f}")

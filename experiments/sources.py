@@ -5,6 +5,7 @@ What reads the files is imported by the source that runs, so that help is instan
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prepare:
+class _Prepare(ABC):
     """What all sources have in common."""
 
     files: tyro.conf.Positional[Path]
@@ -32,9 +33,9 @@ class _Prepare:
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What computes: DuckDB in this process, or Spark as its own configuration says."""
 
+    @abstractmethod
     def read(self, place: Workplace) -> Source:
         """The raw rows, checked."""
-        raise NotImplementedError
 
     def run(self, console: Console) -> None:
         """Prepares the data and shows what came out."""

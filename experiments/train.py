@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -19,7 +19,7 @@ from d3jax.errors import CheckpointError
 from d3jax.parameters import count
 from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.distributed import check_agreement, in_first_process
-from d3jax.training.fit import Data, Progress, Trainer, build_trainer, fit, total_steps
+from d3jax.training.fit import Data, Observer, Progress, Trainer, check_config, fit, total_steps
 from d3jax.training.step import TrainState
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from data_pipelines.loader import (
@@ -61,7 +61,7 @@ def start(
         in_first_process(lambda: make_synthetic(made, console))
     prepared = open_prepared(data)
     # Settings that contradict each other, or the devices, are refused before a run is made.
-    build_trainer(prepared.schema, config, steps_per_epoch=1)
+    check_config(prepared.schema, config)
     check_agreement(_identity(config, prepared))
     in_first_process(lambda: str(create_run(directory, config, prepared, overwrite).directory))
     train(open_run(directory), prepared, console, debug)
@@ -102,40 +102,61 @@ def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -
     trainer = trainer_for(run, debug)
     last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
     console.print(_headline(run, trainer, rows))
-    with exclusive_to_all(run):
-        checkpoints = run.checkpoints(writer=True)
-        state, progress = newest_state(trainer, checkpoints, console)
-        if progress.step:
-            console.print(f"resuming after step {progress.step}")
-        with (
-            observing(run, console, progress.step, last) as observer,
-            agreed_stop() if jax.distributed.is_initialized() else stop_signals() as should_stop,
-        ):
-            state, progress = fit(
-                trainer,
-                settings,
-                training_data(prepared, run.config),
-                state,
-                progress,
-                checkpoints,
-                observer,
-                should_stop,
-            )
-        state, weights = best_state(trainer, checkpoints, state, progress, console)
-        checkpoints.close()
-        result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
+    with exclusive_to_all(run), telling_to_stop() as should_stop:
+        ended = run_to_end(
+            run,
+            prepared,
+            trainer,
+            lambda start: observing(run, console, start, last),
+            should_stop,
+            console,
+        )
         if first:
-            conclude(run, result, weights, prepared, console)
+            conclude(run, ended.result, ended.weights, prepared, console)
+
+
+class Ended(NamedTuple):
+    """A run that came to its end: how far it went, the test rows under its best weights, and
+    what to call these (`best_state`)."""
+
+    progress: Progress
+    result: Evaluated
+    weights: str
+
+
+def run_to_end(
+    run: Run,
+    prepared: Prepared,
+    trainer: Trainer,
+    observing: Callable[[int], AbstractContextManager[Observer]],
+    should_stop: Callable[[int], bool],
+    console: Console,
+) -> Ended:
+    """Trains a run, which is this process' own, from where it is to its end and evaluates it.
+
+    `observing(start)` observes the steps after `start`. Raises what `fit` raises.
+    """
+    settings = run.config.train
+    checkpoints = run.checkpoints(writer=True)
+    state, progress = newest_state(trainer, checkpoints, console)
+    data = training_data(prepared, run.config)
+    with observing(progress.step) as observer:
+        state, progress = fit(
+            trainer, settings, data, state, progress, checkpoints, observer, should_stop
+        )
+    state, weights = best_state(trainer, checkpoints, state, progress, console)
+    checkpoints.close()
+    result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
+    return Ended(progress, result, weights)
 
 
 def newest_state(
-    trainer: Trainer, checkpoints: Checkpoints, console: Console | None = None
+    trainer: Trainer, checkpoints: Checkpoints, console: Console
 ) -> tuple[TrainState, Progress]:
     """The newest whole checkpoint's state and progress, or those before the first step.
 
-    Tells of damaged ones on standard error when no console is given.
+    Tells of damaged ones on the console.
     """
-    console = console or Console(stderr=True)
     if not checkpoints.steps():
         return trainer.init(), Progress()
     restored = checkpoints.restore(trainer.abstract)
@@ -169,7 +190,9 @@ def best_state(
 
 
 def observing(run: Run, console: Console, start: int, last: int) -> Journal | Silence:
-    """The journal, in the process that keeps it."""
+    """The journal, in the process that keeps it; says where the run goes on."""
+    if start:
+        console.print(f"resuming after step {start}")
     if jax.process_index():
         return Silence()
     return Journal(run, console, start, last, run.config.train.batch_size)
@@ -235,6 +258,11 @@ def _locate(prepared: Prepared, config: Config, step: int, position: int) -> str
     row = Gather(rows, train.batch_size, train.seed, 0, 1, window).row(step - 1, position)
     scenario = prepared.schema.scenarios[rows.scenario[row]]
     return f"row {row:,} of {prepared.directory / 'train'}, of scenario {scenario}"
+
+
+def telling_to_stop() -> AbstractContextManager[Callable[[int], bool]]:
+    """`stop_signals`, which several processes answer together."""
+    return agreed_stop() if jax.distributed.is_initialized() else stop_signals()
 
 
 @contextmanager

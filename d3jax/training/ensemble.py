@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch
@@ -23,7 +23,6 @@ from d3jax.parameters import DATA_AXIS, REPLICATED, Tree
 from d3jax.training.optimizer import Optimizer
 from d3jax.training.sharding import place_batch
 from d3jax.training.step import (
-    Scored,
     ScoreStep,
     StepOptions,
     TrainState,
@@ -103,15 +102,15 @@ def place_models(mesh: Mesh, batches: Sequence[Batch]) -> Batch:
 
 def score_models(
     ensemble: Ensemble, state: TrainState, batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, Scored]]:
-    """The real rows of each batch, and what each model says of them: arrays [E, rows ...]."""
+) -> Iterator[tuple[Batch, Float[np.ndarray, "E R"]]]:
+    """The real rows of each batch, and the logits that each model gives them."""
     params = ensemble.settle(state)
     for batch in batches:
         placed = place_batch(ensemble.mesh, batch)
-        scored = jax.device_get(ensemble.score_step(params, state.model_state, placed))
+        scored = ensemble.score_step(params, state.model_state, placed)
         real = np.asarray(batch.mask)
         rows = jax.tree.map(lambda array, real=real: np.asarray(array)[real], batch)
-        yield rows, jax.tree.map(lambda array, real=real: array[:, real], scored)
+        yield rows, np.asarray(scored.logits)[:, real]
 
 
 def one_model(tree: Tree, index: int) -> Tree:

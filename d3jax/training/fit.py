@@ -173,6 +173,11 @@ class Parts(NamedTuple):
     options: StepOptions
 
 
+def check_config(schema: Schema, config: Config) -> None:
+    """Raises `ConfigError` for settings that contradict each other, the data or the devices."""
+    build_parts(schema, config, 1, make_mesh())
+
+
 def build_parts(
     schema: Schema, config: Config, steps_per_epoch: int, mesh: Mesh, debug: bool = False
 ) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from d3jax.training.sharding import place_batch
 from d3jax.training.step import TrainState
 from experiments.allocator import keep_freed_memory
 from experiments.bench.children import Request, serve
-from experiments.bench.timing import latencies, peak_megabytes, scoring_rate, training_rate
+from experiments.bench.measure import measure
 from experiments.bench.workload import WORKLOADS, make_batches, make_schema
 
 STEPS = 1000
@@ -65,36 +65,9 @@ class JaxServer:
 
         self.logits = logits
 
-    def train(self, batch: Batch) -> None:
-        """A server doesn't train."""
-        raise NotImplementedError
-
     def score(self, batch: Batch) -> np.ndarray:
         """The logits alone."""
         return np.asarray(self.logits(self.params, self.state, batch))
-
-    def wait(self) -> None:
-        """Nothing is ever under way."""
-
-
-def measure(request: Request, trainer: Trainer) -> dict[str, Any]:
-    """Rates, latencies and memory."""
-    workload = WORKLOADS[request.workload]
-    batches = make_batches(workload, request.batch_size, 4)
-    runner = JaxRunner(trainer)
-    trained = training_rate(runner, batches, request.seconds)
-    scored = scoring_rate(runner, batches, request.seconds)
-    peak = peak_megabytes()
-    server = JaxServer(trainer, runner.state)
-    return {
-        "train": asdict(trained),
-        "score": asdict(scored),
-        "peak_megabytes": peak,
-        "latency": {
-            rows: latencies(server, make_batches(workload, rows, 1)[0], request.seconds)
-            for rows in (1, request.candidates)
-        },
-    }
 
 
 def write_reference(request: Request, trainer: Trainer, config: Config, schema: Schema) -> None:
@@ -149,7 +122,10 @@ def handle(request: Request) -> dict[str, Any]:
     if request.action == "reference":
         write_reference(request, trainer, config, schema)
         return {}
-    return measure(request, trainer)
+    runner = JaxRunner(trainer)
+    return measure(
+        request, lambda: runner, lambda: runner, lambda: JaxServer(trainer, runner.state)
+    )
 
 
 if __name__ == "__main__":

@@ -19,14 +19,18 @@ import numpy as np
 from d3jax.batch import Batch
 
 
-class Runner(Protocol):
+class Scorer(Protocol):
+    """A model that answers."""
+
+    def score(self, batch: Batch) -> np.ndarray:
+        """The logits of host arrays, as a host array."""
+
+
+class Runner(Scorer, Protocol):
     """A model with its optimizer, as the benchmark drives it."""
 
     def train(self, batch: Batch) -> None:
         """Takes one step; may return before it is done."""
-
-    def score(self, batch: Batch) -> np.ndarray:
-        """The logits of host arrays, as a host array."""
 
     def wait(self) -> None:
         """Returns when all steps are done."""
@@ -74,7 +78,7 @@ def training_rate(runner: Runner, batches: Sequence[Batch], seconds: float) -> R
     return _rate(steps, len(batches[0].label), seconds)
 
 
-def scoring_rate(runner: Runner, batches: Sequence[Batch], seconds: float) -> Rate:
+def scoring_rate(runner: Scorer, batches: Sequence[Batch], seconds: float) -> Rate:
     """Rows a second that `runner` scores, measured as `training_rate` does."""
 
     def steps(count: int) -> None:
@@ -98,7 +102,7 @@ def _rate(steps: Callable[[int], None], rows: int, seconds: float) -> Rate:
     )
 
 
-def latencies(runner: Runner, batch: Batch, seconds: float, least: int = 20) -> list[float]:
+def latencies(runner: Scorer, batch: Batch, seconds: float, least: int = 20) -> list[float]:
     """Milliseconds of each call that scores `batch`, for about `seconds`, `least` calls or more."""
     for _ in range(3):
         runner.score(batch)

@@ -17,11 +17,10 @@ from d3jax.batch import Batch
 from d3jax.config import OptimizerConfig
 from experiments.bench.agreement import disagreements
 from experiments.bench.children import Chosen, Request, TorchSettings, serve
+from experiments.bench.measure import measure
 from experiments.bench.timing import (
-    Rate,
     Runner,
     latencies,
-    peak_megabytes,
     scoring_rate,
     training_rate,
 )
@@ -165,30 +164,21 @@ def probe(request: Request) -> dict[str, Any]:
     return {"chosen": asdict(best)}
 
 
-def measure(request: Request) -> dict[str, Any]:
-    """Rates, latencies and memory."""
-    workload = WORKLOADS[request.workload]
-    batches = make_batches(workload, request.batch_size, 4)
-    under = make_runner(request)
-    trained: Rate = training_rate(under(request.chosen.train), batches, request.seconds)
-    scored = scoring_rate(under(request.chosen.score), batches, request.seconds)
-    peak = peak_megabytes()
-    server = under(request.chosen.latency)
-    return {
-        "train": asdict(trained),
-        "score": asdict(scored),
-        "peak_megabytes": peak,
-        "latency": {
-            rows: latencies(server, make_batches(workload, rows, 1)[0], request.seconds)
-            for rows in (1, request.candidates)
-        },
-    }
+def time_variant(request: Request) -> dict[str, Any]:
+    """Rates, latencies and memory under the settings that were best for each."""
+    under, chosen = make_runner(request), request.chosen
+    return measure(
+        request,
+        lambda: under(chosen.train),
+        lambda: under(chosen.score),
+        lambda: under(chosen.latency),
+    )
 
 
 def handle(request: Request) -> dict[str, Any]:
     """Answers a request about a variant in torch."""
     torch.manual_seed(0)
-    return {"check": check, "probe": probe, "time": measure}[request.action](request)
+    return {"check": check, "probe": probe, "time": time_variant}[request.action](request)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import random
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from data_pipelines.adc import FIELDS, POSITIONS, adc
 from data_pipelines.columns import SPLITS, Prepared
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source
+from tests.data_pipelines.raw_files import RawFiles
 
 MIDNIGHT = 1494000000
 """2017-05-06 00:00:00 in UTC+8, where the eight days begin."""
@@ -29,7 +29,7 @@ USERS = (
 )
 
 
-class World:
+class World(RawFiles):
     """Eight days of impressions; user 39 has no profile, some brands are NULL, levels are empty."""
 
     def __init__(self, folder: Path) -> None:
@@ -69,14 +69,6 @@ class World:
         self.write("raw_sample.csv", LOG, self.log)
         self.write("ad_feature.csv", ADS, [(k, *v) for k, v in self.ads.items()])
         self.write("user_profile.csv", USERS, [(k, *v) for k, v in self.users.items()])
-
-    def write(self, name: str, header: str, rows: list[tuple[Any, ...]]) -> None:
-        lines = [header, *(",".join(map(str, row)) for row in rows)]
-        (self.folder / name).write_text("\n".join(lines) + "\n")
-
-    def edit(self, name: str, change: Callable[[list[str]], list[str]]) -> None:
-        path = self.folder / name
-        path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
 
     def read(self, last_day: bool = False) -> Source:
         scratch = Path(tempfile.mkdtemp(dir=self.folder))

@@ -193,7 +193,7 @@ def test_columns_of_different_length_or_type(directory: Path) -> None:
 
 
 def test_pickled_column_is_refused(directory: Path) -> None:
-    np.save(directory / "train" / "label.npy", np.array([{}] * 5), allow_pickle=True)
+    np.save(directory / "train" / "label.npy", np.array([{}] * 5))
     with pytest.raises(DataError, match=r"train/label.npy is damaged"):
         open_prepared(directory)
 

@@ -20,6 +20,7 @@ from data_pipelines.columns import SPLITS, Prepared, check_rows
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source, TableConfig
 from data_pipelines.tabular import read_table
+from tests.data_pipelines.raw_files import RawFiles
 
 ML_100K = Path(__file__).parents[3] / "shared" / "data" / "ml-100k"
 
@@ -34,7 +35,7 @@ CONFIG = TableConfig(
 )
 
 
-class World:
+class World(RawFiles):
     """A log, its users and its items, in files that a test may spoil before it reads them."""
 
     def __init__(self, folder: Path) -> None:
@@ -49,14 +50,6 @@ class World:
         self.write("log.csv", "user,item,rating,time", self.log)
         self.write("users.csv", "user,age,city", [(k, *v) for k, v in self.users.items()])
         self.write("items.csv", "item,kinds", [*self.items.items()])
-
-    def write(self, name: str, header: str, rows: list[tuple[Any, ...]]) -> None:
-        lines = [header, *(",".join(map(str, row)) for row in rows)]
-        (self.folder / name).write_text("\n".join(lines) + "\n")
-
-    def edit(self, name: str, change: Callable[[list[str]], list[str]]) -> None:
-        path = self.folder / name
-        path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
 
     def read(self, **changes: Any) -> Source:
         joins = (f"{self.folder}/users.csv=user", f"{self.folder}/items.csv=item")

@@ -29,6 +29,27 @@ SMALL = [
 ]
 """Flags of a model that compiles in a moment."""
 
+LONG = [
+    "--batch-size",
+    "64",
+    "--epochs",
+    "3",
+    "--evaluate-every",
+    "0.5",
+    "--patience",
+    "0",
+    "--checkpoint-every",
+    "7",
+    "--log-every",
+    "5",
+]
+"""33 steps an epoch, 99 in all, often saved."""
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What went to standard error, on one line."""
+    return " ".join(capsys.readouterr().err.split())
+
 
 @pytest.fixture(autouse=True)
 def strict_dtypes() -> Iterator[None]:

@@ -28,6 +28,7 @@ from experiments.comparison_figures import draw_comparison
 from experiments.comparison_html import html
 from experiments.comparison_report import Comparison, grid, markdown, write_csv
 from experiments.tables import MLP, Method, Table, find_table
+from tests.experiments.conftest import said
 
 QUIET = Console(quiet=True)
 TABLE = Table("table3", "A | table", (MLP, Method("Shared-Bottom", "shared_bottom", base=MLP.name)))
@@ -338,5 +339,5 @@ def test_nonsense_is_refused(
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["compare", str(prepared), "--out", str(tmp_path / "out"), *flags])
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message in said(capsys)
     assert not (tmp_path / "out").exists()

@@ -14,8 +14,8 @@ def test_programs_are_kept_where_the_system_keeps_caches(monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_directory() == Path("/somewhere/d3jax/programs")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert cache_directory() == Path("/home/ada/.cache/d3jax/programs")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert cache_directory() == Path("/elsewhere/.cache/d3jax/programs")
 
 
 def test_what_the_user_set_for_jax_stands(monkeypatch: pytest.MonkeyPatch) -> None:

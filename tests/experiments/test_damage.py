@@ -19,10 +19,12 @@ from experiments.cli import main
 from experiments.evaluate import load_best, trainer_for
 from experiments.run import open_run
 from experiments.train import best_state, newest_state
+from tests.experiments.conftest import said
 
 Capture = pytest.CaptureFixture[str]
 
 # Orbax drops the reads that a failed one makes pointless; collected here, they warn here.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture
@@ -59,10 +61,6 @@ def add_checkpoints(run: Path, bests: dict[int, int]) -> None:
     checkpoints.close()
 
 
-def said(capsys: Capture) -> str:
-    return " ".join(capsys.readouterr().err.split())
-
-
 def test_training_goes_on_from_the_older_one_to_the_same_end(
     run: Path, trained: Path, capsys: Capture
 ) -> None:
@@ -88,7 +86,7 @@ def test_newest_weights_stand_in_when_the_best_are_damaged(run: Path, capsys: Ca
     opened = open_run(run)
     trainer = trainer_for(opened)
     checkpoints = opened.checkpoints(writer=True)
-    state, progress = newest_state(trainer, checkpoints)
+    state, progress = newest_state(trainer, checkpoints, Console(stderr=True))
     console = Console(stderr=True, width=1000)
     assert best_state(trainer, checkpoints, state, Progress(18, 18), console)[1] == "best weights"
     older, weights = best_state(trainer, checkpoints, state, Progress(18, 9), console)

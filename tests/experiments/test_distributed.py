@@ -23,25 +23,11 @@ from d3jax.parameters import named_leaves
 from experiments.cli import parse
 from experiments.evaluate import trainer_for
 from experiments.run import open_run
+from tests.experiments.conftest import LONG
 
 ROOT = Path(__file__).parents[2]
 TWO_EPOCHS = ["--batch-size", "256", "--epochs", "2", "--log-every", "4", "--patience", "0"]
 """The flags of the run `trained`."""
-LONG = [
-    "--batch-size",
-    "64",
-    "--epochs",
-    "3",
-    "--evaluate-every",
-    "0.5",
-    "--patience",
-    "0",
-    "--checkpoint-every",
-    "7",
-    "--log-every",
-    "5",
-]
-"""99 steps, often saved."""
 
 Process = subprocess.Popen[str]
 Moment = Callable[[], bool]

@@ -18,6 +18,7 @@ from data_pipelines.encoder import load_encoder
 from experiments.cli import main
 from experiments.export import Exported
 from experiments.run import open_run
+from tests.experiments.conftest import said
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +103,7 @@ def test_ids_and_scenarios_out_of_range_are_refused(exported: Path, trained: Pat
 def test_an_existing_folder_is_not_replaced(exported: Path, trained: Path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(trained), str(exported)])
-    assert "exists; choose another folder, or remove it" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "exists; choose another folder, or remove it" in said(capsys)
 
 
 @pytest.mark.parametrize("name", [PROGRAM, WEIGHTS])

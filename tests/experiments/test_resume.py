@@ -21,24 +21,10 @@ from d3jax.parameters import named_leaves
 from experiments.cli import main
 from experiments.evaluate import trainer_for
 from experiments.run import open_run
+from tests.experiments.conftest import LONG
 
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    "--batch-size",
-    "64",
-    "--epochs",
-    "3",
-    "--evaluate-every",
-    "0.5",
-    "--patience",
-    "0",
-    "--checkpoint-every",
-    "7",
-    "--log-every",
-    "5",
-    "--start-ratio",
-    "0.5",
-]
+FLAGS = [*LONG, "--start-ratio", "0.5"]
 """33 steps an epoch; the second half of the run weighs rows."""
 
 Moment = Callable[[Path], bool]

@@ -21,6 +21,7 @@ from experiments.presets import read_preset
 from experiments.search import Search, search, search_table, train_on_validation
 from experiments.spaces import SPACES, check_space, paper, wide
 from experiments.tables import MLP, Method, Table
+from tests.experiments.conftest import said
 
 QUIET = Console(quiet=True)
 CONFIG = Config(
@@ -245,5 +246,5 @@ def test_nonsense_is_refused(
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["search", str(prepared), "--out", str(tmp_path / "x.json"), *flags])
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message in said(capsys)
     assert not (tmp_path / "x.db").exists()

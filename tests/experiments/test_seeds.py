@@ -17,6 +17,7 @@ from data_pipelines.columns import open_prepared
 from experiments.cli import main, parse
 from experiments.evaluate import load_best
 from experiments.run import open_run
+from tests.experiments.conftest import said
 
 FLAGS = ["--batch-size", "256", "--epochs", "4", "--patience", "1", "--learning-rate", "0.02"]
 
@@ -74,7 +75,7 @@ def test_the_table_shows_mean_and_spread(
     assert re.search(rf"overall\s*│\s*{expected}", capsys.readouterr().out)
     with pytest.raises(SystemExit, match="2"):
         main(["train", str(prepared), "--seeds", "2", "--out", str(out), *flags, *small])
-    assert "choose another --out for 2 seeds" in " ".join(capsys.readouterr().err.split())
+    assert "choose another --out for 2 seeds" in said(capsys)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def files_below(folder):
 
 
 # Orbax drops the reads that a failed one makes pointless; collected here, they warn here.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [flip, truncate, empty, delete])
 def test_damage_to_any_file_is_named_or_harmless(two_steps, tmp_path, damage):
     files = [path.relative_to(two_steps) for path in files_below(two_steps / "2")]
@@ -232,6 +233,7 @@ def names_of_process(directory):
     return {path.name for path in (directory / "2" / "state" / "ocdbt.process_0").rglob("*")}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_any_byte_of_the_arrays_may_be_wrong(two_steps, tmp_path, open_at):
     shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     reader = open_at(tmp_path, writer=False)
@@ -383,6 +385,7 @@ def test_arrays_are_read_on_the_host_without_a_model(two_steps, open_at):
     assert_equal_bits(arrays, large(2))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_reading_arrays_tells_of_damage_without_moving_anything(two_steps, tmp_path, open_at):
     shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     for path in files_below(tmp_path / "2" / "state" / "d"):
