@@ -17,24 +17,17 @@ from jaxtyping import Array, Bool, Float
 from d3jax.attention import AttentionParams, declare_attention, select_features
 from d3jax.base import Declared, Head, Inputs, Mode, Output, Sizes
 from d3jax.config import D3Config
-from d3jax.fusion import fuse
 from d3jax.generation import (
     GeneratorParams,
     HiddenParams,
     declare_generator,
     declare_hidden,
     field_hidden,
-    generate_weights,
+    mix_kernels,
 )
-from d3jax.layers import (
-    BatchNorm,
-    Dense,
-    Moments,
-    batch_norm,
-    declare_batch_norm,
-    declare_dense,
-    dense,
-)
+from d3jax.layers import Dense, declare_dense, dense
+from d3jax.normalization import BatchNorm, Moments, batch_norm, declare_batch_norm
+from d3jax.normalized_layer import NormalizedLayer, normalized_layer
 from d3jax.parameters import Tree, declare_array, glorot
 
 
@@ -100,15 +93,17 @@ def d3_official(config: D3Config) -> Head:
         scaled = config.attention_scaled
         selected, logits = select_features(params.attention, inputs.x, scaled=scaled)
         source = lax.stop_gradient(selected) if config.detach_generator else selected
-        kernel, bias, norms = _generate(params, state.norms, source, inputs.mask, mode)
-        gate, moments = None, None
+        gate, moments, shared = None, None, jnp.ones_like(params.generator.kernel_offset)
         if params.gate is not None:
             assert state.gate is not None
             assert params.shared is not None
             scores, moments = _blocks(params.gate, state.gate, inputs.flat, inputs.mask, mode)
-            gate = jax.nn.softmax(scores)
-            kernel = fuse(gate, kernel, params.shared)
-        outputs = jnp.einsum("bi,bio->bo", hidden, kernel) + bias
+            gate, shared = jax.nn.softmax(scores), params.shared
+            # Scaling the inputs by the gate is Eq. 13 on an array smaller than the kernels.
+            hidden = hidden * gate.prod(1, keepdims=True)
+        outputs, norms = _generated_layer(
+            params, state.norms, source, hidden, shared, inputs.mask, mode
+        )
         outputs, tail = _blocks(params.tail, state.tail, outputs, inputs.mask, mode)
         row_logits = dense(params.output, outputs).squeeze(-1)
         return Output(row_logits, logits, gate), OfficialState(norms, moments, tail)
@@ -116,14 +111,16 @@ def d3_official(config: D3Config) -> Head:
     return Head(declare, apply)
 
 
-def _generate(
+def _generated_layer(
     params: OfficialParams,
     moments: dict[str, Moments],
     selected: Float[Array, "B N D"],
+    inputs: Float[Array, "B I"],
+    shared: Float[Array, "I O"],
     mask: Bool[Array, " B"],
     mode: Mode,
-) -> tuple[Float[Array, "B I O"], Float[Array, "B O"], dict[str, Moments]]:
-    """Every row's kernel and bias, each dense layer normalised over the batch."""
+) -> tuple[Float[Array, "B O"], dict[str, Moments]]:
+    """The layer generated from the selected fields, each dense part of it normalised."""
     updated = {}
 
     def normalized(name: str, values: Array) -> Array:
@@ -132,8 +129,13 @@ def _generate(
 
     hidden = normalized("field", field_hidden(params.hidden, selected))
     hidden = hidden + normalized("mix", dense(params.hidden.mix, hidden))
-    kernel, bias = generate_weights(params.generator, hidden)
-    return normalized("kernel", kernel), normalized("bias", bias), updated
+    bias = normalized("bias", dense(params.generator.bias, hidden))
+    kernel = mix_kernels(hidden, params.generator.kernel)
+    layer = NormalizedLayer(params.generator.kernel_offset, params.norms["kernel"], shared)
+    outputs, updated["kernel"] = normalized_layer(
+        layer, moments["kernel"], kernel, inputs, mask, mode
+    )
+    return outputs + bias, updated
 
 
 def _declare_blocks(inputs: int, layers: tuple[int, ...]) -> Declared:

@@ -14,20 +14,9 @@ from jaxtyping import Array, Float
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.layers import (
-    BatchNorm,
-    Dense,
-    Moments,
-    declare_batch_norm,
-    declare_dense,
-    declare_mlp,
-    dense,
-    mlp,
-    scenario_batch_norm,
-    select,
-    stacked_dense,
-)
+from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
 from d3jax.meta import declare_scenarios
+from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.options import ADIOptions
 from d3jax.parameters import Tree, declare_array, glorot, ones
 

@@ -18,17 +18,13 @@ from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
 from d3jax.fusion import GateParams, declare_gate, fusion_gate
 from d3jax.heads import dense_head
-from d3jax.layers import (
+from d3jax.layers import Dense, declare_dense, dense, select, stacked_dense
+from d3jax.normalization import (
     BatchNorm,
-    Dense,
     Moments,
     batch_norm,
     declare_batch_norm,
-    declare_dense,
-    dense,
     scenario_batch_norm,
-    select,
-    stacked_dense,
 )
 from d3jax.options import SARNetOptions
 from d3jax.parameters import Tree, declare_array, ones

@@ -17,16 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
 from d3jax.fusion import GateParams, declare_gate, fuse, fusion_gate
 from d3jax.heads import dense_head
-from d3jax.layers import (
-    BatchNorm,
-    Dense,
-    Moments,
-    declare_batch_norm,
-    scenario_batch_norm,
-    select,
-    stacked_dense,
-)
+from d3jax.layers import Dense, select, stacked_dense
 from d3jax.meta import declare_scenarios
+from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.options import STAROptions
 from d3jax.parameters import Tree, declare_array, glorot, normal
 
