@@ -139,7 +139,8 @@ def fused_layer(
 
     The shared kernel is folded into the generator's once a step and the gate scales the inputs,
     so the only tensor per row is the kernel itself, [B I O]; where that would pass `budget`
-    numbers it is made a slice of O at a time and made again for the gradient. With fewer terms
+    numbers it is made in slices of O of a quarter of that, and made again for the gradient (a slice
+    has a few copies, and being small costs it nothing). With fewer terms
     than inputs (R < I) the inputs meet the shared matrices first, and no row has a kernel at all.
     `bias_hidden` generates the bias where it isn't `hidden` that does. `dtype` is what the row's
     kernel is made, kept and multiplied in; all else, and the result, is float32.
@@ -201,11 +202,12 @@ def _contract(
 
 
 def _slices(outputs: int, size: Any, budget: int) -> int:
-    """The smallest number of equal slices of `outputs` that keeps size / slices in budget.
+    """The smallest number of equal slices of `outputs` that keeps size / slices in a quarter of
+    the budget; one if that keeps all of it.
 
     One where the size is a symbol, as in a program exported for any number of rows.
     """
     if not isinstance(size, int):
         return 1
-    wanted = -(-size // budget)
+    wanted = 1 if size <= budget else -(-4 * size // budget)
     return next((n for n in range(wanted, outputs + 1) if outputs % n == 0), outputs)

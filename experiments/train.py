@@ -37,7 +37,6 @@ from experiments.evaluate import (
     planted_fields,
     trainer_for,
 )
-from experiments.figures import attention_heat_map
 from experiments.journal import Journal, Silence
 from experiments.report import evaluation_table
 from experiments.run import Run, check_free, create_run, exclusive, fresh_directory, open_run
@@ -212,6 +211,9 @@ def conclude(
     """Writes evaluation.json and figures of the test rows, prints the table."""
     run.write_json("evaluation.json", result.metrics.to_json())
     if result.attention is not None:
+        # Matplotlib takes a while to import, and a run draws at its end only.
+        from experiments.figures import attention_heat_map
+
         attention_heat_map(
             run.path("figures", "attention.png"),
             result.attention,

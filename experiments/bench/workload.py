@@ -38,6 +38,15 @@ WORKLOADS = {
 (Ma et al., 2018) with the vocabulary that the D3 authors' code states; and a size for tests."""
 
 
+FIELD_COUNTS = (4, 8, 16, 32)
+"""Of the sizes that show how the cost grows with the number of fields."""
+
+WORKLOADS |= {
+    f"{count} fields": Workload(f"{count} fields", (10_000,) * count, (0.4, 0.1, 0.5))
+    for count in FIELD_COUNTS
+}
+
+
 def make_schema(workload: Workload) -> Schema:
     """Single-valued fields, and scenarios that are called by their number."""
     fields = [Field(f"field_{n}", size) for n, size in enumerate(workload.vocabularies)]

@@ -165,9 +165,11 @@ def test_folded_and_sliced_layer_is_the_plain_one(
 
 
 @pytest.mark.parametrize(
-    ("budget", "width"), [(B * I * O, 12), (B * I * O - 1, 6), (B * I * 5, 4), (1, 1)]
+    ("budget", "width"), [(B * I * O, 12), (B * I * O - 1, 2), (4 * B * I * 2, 2), (1, 1)]
 )
-def test_no_generated_kernel_passes_the_budget(budget: int, width: int, draw: Draw) -> None:
+def test_generated_kernels_past_the_budget_are_cut_to_a_quarter_of_it(
+    budget: int, width: int, draw: Draw
+) -> None:
     params, _ = layer_of(draw)
     hidden, inputs = draw(declare_array((B, M)))[0], draw(declare_array((B, I)))[0]
 

@@ -1,0 +1,41 @@
+"""The d3jax command, which ends as soon as the first step of a training run is done.
+
+python -m experiments.bench.first_step train PREPARED --preset movielens
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+from unittest.mock import patch
+
+from rich.console import Console
+
+from experiments import cli
+
+
+def main() -> None:
+    """Runs the command that was given, and its loss fetched after each step.
+
+    The process ends without tidying up: a run directory that it made is of no use.
+    """
+    run = cli.Train.run
+
+    def watched(verb: cli.Train, console: Console) -> None:
+        # JAX is imported no sooner than by the command itself, which first sets it up.
+        from experiments.journal import Journal
+
+        with patch.object(Journal, "logged", _end):
+            run(verb, console)
+
+    with patch.object(cli.Train, "run", watched):
+        cli.main([*sys.argv[1:], "--log-every", "1"])
+
+
+def _end(*_: object) -> NoReturn:
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
