@@ -120,6 +120,35 @@ def learning_curves(
     return figure
 
 
+def balance_curves(
+    curves: Mapping[str, Curve], label: str, best: int | None, start: int | None
+) -> Figure:
+    """A mean by group over training; dotted at the best step, dashed where rows begin to be
+    weighed, if that is within the picture."""
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for index, (group, curve) in enumerate(curves.items()):
+        axes.plot(curve.steps, curve.values, label=group, markersize=4, **_style(index, group))
+    last = max(max(curve.steps) for curve in curves.values())
+    notes = []
+    if best is not None:
+        axes.axvline(best, color="0.4", ls=":", lw=1.2)
+        notes.append(f"dotted: best weights, step {best}")
+    if start is not None and start <= last:
+        axes.axvline(start, color="0.4", ls="--", lw=1.2)
+        notes.append(f"dashed: rows are weighed, from step {start}")
+    elif start is not None:
+        notes.append(f"rows would be weighed from step {start}")
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.set_title(
+        "validation rows; " + "; ".join(notes) if notes else "validation rows", fontsize=9
+    )
+    _quiet(axes, "y")
+    figure.legend(loc="outside right center")
+    return figure
+
+
 def calibration_curves(bins: Mapping[str, Calibration], errors: Mapping[str, str]) -> Figure:
     """Click rate against prediction, a panel a group; `errors` are the panels' subtitles."""
     figure = Figure(figsize=(0.8 + 2.6 * len(bins), 3.3), layout="constrained")

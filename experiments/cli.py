@@ -51,6 +51,7 @@ from experiments.sources import Preparation
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
 PresetName = Literal["synthetic", "movielens", "text", "official"]
+TableName = Literal[1, 2, 3, "open"]
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,9 @@ class Compare(Settings):
 
     prepared: tyro.conf.Positional[Path] = Path()
     """A prepared directory."""
-    table: Annotated[Literal[1, 2, 3] | None, tyro.conf.arg(metavar="1|2|3")] = None
-    """1: backbones without and with D3; 2: weight generators and loss adapters; 3: D3's parts."""
+    table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open")] = None
+    """1: backbones without and with D3; 2: weight generators and loss adapters; 3: D3's parts;
+    open: what the paper leaves open."""
     figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
     """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
     on: BackboneName = "adi"
@@ -333,7 +335,7 @@ class Search(Settings):
     """Runs of the best settings, for their spread."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("searched.json")
     """The preset file to write, for --config; the trials are in a .db file beside it."""
-    table: Annotated[Literal[1, 2, 3] | None, tyro.conf.arg(metavar="1|2|3")] = None
+    table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open")] = None
     """Search for each method of that table; --out is then a folder, for compare --configs."""
     on: BackboneName = "adi"
     """The backbone of tables 2 and 3."""

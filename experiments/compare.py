@@ -70,7 +70,8 @@ class Plan:
 
     def config_of(self, method: Method, seed: int) -> Config:
         """The configuration of one cell; raises `ConfigError` for a preset of another model."""
-        path = self.configs / f"{method.slug}.json" if self.configs else None
+        name = method.preset or method.slug
+        path = self.configs / f"{name}.json" if self.configs else None
         base = read_preset(path) if path is not None and path.is_file() else self.config
         return method.configure(base, seed)
 

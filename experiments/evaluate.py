@@ -148,6 +148,13 @@ def planted_fields(prepared: Prepared) -> np.ndarray | None:
     )
 
 
+def best_possible(prepared: Prepared, split: str) -> Evaluation | None:
+    """What the true click probabilities of a split would score; None where nobody knows them."""
+    rows = prepared.rows(split)
+    label, scenario = np.asarray(rows.label), np.asarray(rows.scenario)
+    return _planted(prepared, split, Scores(np.zeros(0), label, scenario))
+
+
 def _planted(prepared: Prepared, split: str, scores: Scores) -> Evaluation | None:
     """What the true click probabilities, where the data has them, would score."""
     path = prepared.directory / split / "truth.npy"

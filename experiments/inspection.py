@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +17,19 @@ from rich.console import Console
 from d3jax.base import EVALUATION, LossAdapter
 from d3jax.batch import Batch
 from d3jax.parameters import Tree
-from d3jax.training.fit import build_adapter
-from d3jax.training.loss import d3_balance
+from d3jax.training.fit import balance_of, build_adapter, total_steps
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
 from data_pipelines.columns import Prepared
 from data_pipelines.loader import evaluation_batches, steps_per_epoch
-from experiments.charts import Curve, calibration_curves, distributions, learning_curves, save
+from experiments.charts import (
+    Curve,
+    balance_curves,
+    calibration_curves,
+    distributions,
+    learning_curves,
+    save,
+)
 from experiments.evaluate import (
     RESAMPLES,
     Loaded,
@@ -32,8 +39,11 @@ from experiments.evaluate import (
     planted_fields,
 )
 from experiments.figures import attention_heat_map
+from experiments.journal import WRITTEN
 from experiments.report import evaluation_table, number_text, trust_table
 from experiments.run import Run, open_run
+
+GATE = "gate: share of the row's own weights (specific)"
 
 
 class Observed(NamedTuple):
@@ -123,7 +133,8 @@ def figures(
 ) -> Iterator[tuple[str, Figure]]:
     """Names and figures of what the run has."""
     groups = _groups(run, observed.scores)
-    training, logloss, auc = read_curves(run)
+    training, curves = read_curves(run)
+    logloss, auc, gate, weight = (curves[name] for name in WRITTEN)
     if logloss:
         yield "learning-curves", learning_curves(training, logloss, auc, best_step)
     probability = 1.0 / (1.0 + np.exp(-observed.scores.logits.astype(np.float64)))
@@ -132,10 +143,17 @@ def figures(
     errors = {name: _calibration_note(evaluation, name) for name in groups}
     yield "calibration", calibration_curves(bins, errors)
     note = f"{split} rows; box: quartiles, whiskers: 5th to 95th percentile"
+    start = adaptation_start(run)
+    if gate:
+        yield "gates-over-training", balance_curves(gate, f"mean {GATE}", best_step, None)
+    if weight:
+        yield (
+            "loss-weights-over-training",
+            balance_curves(weight, "mean loss weight, once rows are weighed", best_step, start),
+        )
     if observed.gate is not None:
         specific = {name: observed.gate[rows, 0] for name, rows in groups.items()}
-        label_text = "gate: share of the row's own weights (specific)"
-        yield "gates", distributions(specific, label_text, note)
+        yield "gates", distributions(specific, GATE, note)
     if observed.weight is not None:
         weights = {name: observed.weight[rows] for name, rows in groups.items()}
         yield "loss-weights", distributions(weights, "loss weight of a row", note)
@@ -153,8 +171,9 @@ def draw_attention(folder: Path, prepared: Prepared, observed: Observed) -> list
     return files
 
 
-def read_curves(run: Run) -> tuple[Curve, dict[str, Curve], dict[str, Curve]]:
-    """Training loss, and validation logloss and AUC by group, from metrics.jsonl."""
+def read_curves(run: Run) -> tuple[Curve, dict[str, dict[str, Curve]]]:
+    """Training loss, and by name and group what was measured on validation rows, from
+    metrics.jsonl."""
     path = run.directory / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = [json.loads(line) for line in text.splitlines()]
@@ -166,17 +185,20 @@ def read_curves(run: Run) -> tuple[Curve, dict[str, Curve], dict[str, Curve]]:
         }
         return {group: curve for group, curve in curves.items() if curve.steps}
 
-    return _curve(lines, "train/loss"), by_group("logloss"), by_group("auc")
+    return _curve(lines, "train/loss"), {metric: by_group(metric) for metric in WRITTEN}
+
+
+def adaptation_start(run: Run) -> int:
+    """The step from which on D3 weighs rows."""
+    steps = steps_per_epoch(run.training_rows, run.config.train.batch_size)
+    return math.floor(run.config.balance.start_ratio * total_steps(run.config.train, steps))
 
 
 def _active_adapter(run: Run, loaded: Loaded) -> LossAdapter | None:
     """The run's adapter as it weighs rows once it has started."""
     config = run.config
-    if config.model.head == "d3" and config.d3.parts == "d3":
-        never = config.balance.start_ratio == 1
-        return None if never else d3_balance(config.balance, start_step=0)
     if config.adapter.adapter == "none":
-        return None
+        return balance_of(config)
     steps = steps_per_epoch(run.training_rows, config.train.batch_size)
     return build_adapter(config, loaded.trainer.model, steps)
 

@@ -15,6 +15,9 @@ from tensorboardX import SummaryWriter
 from d3jax.training.metrics import Evaluation, Metrics
 from experiments.run import Run
 
+WRITTEN = ("logloss", "auc", "gate", "weight")
+"""The metrics of an evaluation that go into metrics.jsonl."""
+
 
 class Journal(AbstractContextManager["Journal"]):
     """Observes a training loop, and writes down only what is the same for a resumed run."""
@@ -105,11 +108,11 @@ class Silence(AbstractContextManager["Silence"]):
 
 
 def _numbers(groups: dict[str, Metrics]) -> list[tuple[str, str, float]]:
-    """(metric, group, value) of AUC and logloss where they are defined."""
+    """(metric, group, value) of what is written down, where it is defined."""
     values = [
-        (metric, group, value)
+        (metric, group, getattr(metrics, metric))
         for group, metrics in groups.items()
-        for metric, value in (("auc", metrics.auc), ("logloss", metrics.logloss))
+        for metric in WRITTEN
     ]
     return [(metric, group, value) for metric, group, value in values if value is not None]
 

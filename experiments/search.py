@@ -26,6 +26,9 @@ from experiments.spaces import SPACES, check_space, has_balance
 from experiments.tables import Table
 from experiments.train import stop_signals, training_data
 
+START_TRIALS = 5
+"""Trials at random, before any is drawn by what the others gave or cut short."""
+
 Report = Callable[[int, float], None]
 """Told the number of an evaluation and its metric; may raise to end the trial."""
 
@@ -88,7 +91,7 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
         return finished
     with stop_signals() as should_stop:
         _run_trials(study, plan, prepared, console, should_stop)
-        best = SPACES[plan.space](optuna.trial.FixedTrial(study.best_params), plan.config)
+        best = SPACES[plan.space].draw(optuna.trial.FixedTrial(study.best_params), plan.config)
         values = [
             train_on_validation(
                 replace(best, train=replace(best.train, seed=seed)), prepared, should_stop
@@ -134,7 +137,7 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
         storage=f"sqlite:///{plan.storage}",
         load_if_exists=True,
         direction="minimize" if plan.lower_is_better else "maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=START_TRIALS, n_warmup_steps=1),
     )
     identity = {
         "space": plan.space,
@@ -145,6 +148,9 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", identity)
+        # The settings to start from are the first trial, so that a search, however short, never
+        # ends with worse.
+        study.enqueue_trial(SPACES[plan.space].start(plan.config))
     elif changed := differences(known, identity):
         raise ConfigError(
             f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
@@ -154,7 +160,7 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     # A search that goes on must not draw what it drew at its start.
     seed = plan.config.train.seed + len(study.trials)
-    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=START_TRIALS)
     return study
 
 
@@ -254,7 +260,7 @@ def _run_trial(
 
     state = optuna.trial.TrialState
     try:
-        config = SPACES[plan.space](trial, plan.config)
+        config = SPACES[plan.space].draw(trial, plan.config)
         value = train_on_validation(config, prepared, should_stop, report)
     except optuna.TrialPruned as pruned:
         study.tell(trial, state=state.PRUNED)

@@ -128,7 +128,7 @@ def _evaluations(
     batches = evaluation_batches(prepared.rows(split), batch_size=batch_size)
     for batch, by_model in score_models(ensemble, state, batches):
         for piece, logits in zip(pieces, by_model, strict=True):
-            piece.append(scores_of(batch, logits, schema.user_slot))
+            piece.append(scores_of(batch, Scored(logits, None, None), schema.user_slot))
     return [evaluate_scores(Scores.merge(piece), schema.scenarios) for piece in pieces]
 
 

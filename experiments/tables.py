@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from d3jax.config import AdapterName, BackboneName, Config, HeadName, Part
 from d3jax.errors import ConfigError
@@ -50,6 +51,10 @@ class Method:
     """Share of the steps before loss adaptation starts; the configuration's own when None."""
     base: str | None = None
     """The name of the method whose seeds this one's are paired with."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Other settings that it changes, such as ("balance.entropy", "mean_row")."""
+    preset: str = ""
+    """The slug of the method whose searched settings it takes; its own when empty."""
 
     @property
     def slug(self) -> str:
@@ -59,6 +64,11 @@ class Method:
     def configure(self, config: Config, seed: int) -> Config:
         """The configuration with this method's model, adapter and start, and a seed."""
         start = config.balance.start_ratio if self.start_ratio is None else self.start_ratio
+        values = config.to_json()
+        for name, value in self.settings:
+            section, key = name.split(".")
+            values[section][key] = value
+        config = Config.from_json(values)
         return replace(
             config,
             model=replace(config.model, backbone=self.backbone, head=self.head),
@@ -127,7 +137,13 @@ def figure3(backbone: BackboneName = "adi") -> Table:
     d3 = _d3(backbone, "d3", base=None)
     never = f"{d3.name}, start 1"
     methods = [
-        replace(d3, name=f"{d3.name}, start {ratio:g}", start_ratio=ratio, base=never)
+        replace(
+            d3,
+            name=f"{d3.name}, start {ratio:g}",
+            start_ratio=ratio,
+            base=never,
+            preset=d3.slug,
+        )
         for ratio in START_RATIOS
     ]
     methods[-1] = replace(methods[-1], base=None)
@@ -141,23 +157,47 @@ def figure4(backbone: BackboneName = "adi") -> Table:
     return Table("figure4", title, (MLP, _d3(backbone, "d3", base=MLP.name)))
 
 
-TABLES: dict[int, Callable[[BackboneName], Table]] = {
+OPEN_POINTS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "generator input detached": (("d3.detach_generator", True),),
+    "Eq. 15 without minus": (("balance.literal_sign", True),),
+    "entropy of the mean row": (("balance.entropy", "mean_row"),),
+    "loss over the weights' sum": (("balance.normalize", True),),
+    "attention divided by √D": (("d3.attention_scaled", True),),
+    "gate reads the embeddings": (("d3.gate_input", "raw"),),
+    "added, not multiplied": (("d3.kernel_fusion", "additive"), ("d3.bias_fusion", "additive")),
+}
+"""What the paper leaves open, or prints in one way and its authors' code has in another."""
+
+
+def open_points(backbone: BackboneName = "adi") -> Table:
+    """D3 with each open point of the paper settled the other way, against D3 as it is read here."""
+    own, d3 = _own(backbone), _d3(backbone, "d3", base=TITLES[backbone])
+    others = (
+        replace(d3, name=f"{d3.name}, {name}", base=d3.name, settings=settings, preset=d3.slug)
+        for name, settings in OPEN_POINTS.items()
+    )
+    title = f"What the paper leaves open, {TITLES[backbone]}"
+    return Table("open-points", title, (MLP, own, d3, *others))
+
+
+TABLES: dict[int | str, Callable[[BackboneName], Table]] = {
     1: lambda backbone: table1(),
     2: table2,
     3: table3,
+    "open": open_points,
 }
 FIGURES: dict[int, Callable[[BackboneName], Table]] = {3: figure3, 4: figure4}
 
 
 def find_table(
-    table: int | None, figure: int | None, backbone: BackboneName, base: str | None
+    table: int | str | None, figure: int | None, backbone: BackboneName, base: str | None
 ) -> Table:
     """The table or figure of that number, tested against `base` where one is named.
 
     Raises `ConfigError` unless exactly one is asked for, and for a base that isn't in it.
     """
     if (table is None) == (figure is None):
-        raise ConfigError("give --table 1, 2 or 3, or --figure 3 or 4, and one of them only")
+        raise ConfigError("give --table 1, 2, 3 or open, or --figure 3 or 4, and one of them only")
     found = TABLES[table](backbone) if table else FIGURES[figure or 0](backbone)
     if base is None:
         return found

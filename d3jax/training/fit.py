@@ -164,6 +164,13 @@ def _build_balance(config: Config, steps: int) -> LossAdapter:
     return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
 
 
+def balance_of(config: Config) -> LossAdapter | None:
+    """D3's weighing of rows as it is once it has started; None for a model without."""
+    has_balance = config.model.head == "d3" and config.d3.parts == "d3"
+    never = config.balance.start_ratio == 1
+    return d3_balance(config.balance, start_step=0) if has_balance and not never else None
+
+
 class Parts(NamedTuple):
     """What a configuration's steps are made of."""
 
@@ -218,7 +225,7 @@ def build_trainer(
         model=model,
         mesh=mesh,
         train_step=make_train_step(model, adapter, optimizer, mesh, options),
-        score_step=make_score_step(model, mesh),
+        score_step=make_score_step(model, mesh, balance_of(config)),
         settle=make_settle(model, optimizer, mesh),
         init=jax.jit(create, out_shardings=places),
         abstract=jax.tree.map(

@@ -18,30 +18,27 @@ CALIBRATION_BINS = 10
 class Scores(NamedTuple):
     """R scored rows. Pieces concatenate, in any order, to the same metrics.
 
-    `user` is each row's user id, None where the data has no user field.
+    `user` is each row's user id, None where the data has no user field; `gate` the share of its
+    own weights, and `weight` what its loss counts, None where the model has neither.
     """
 
     logits: Float[np.ndarray, " R"]
     label: Float[np.ndarray, " R"]
     scenario: Int[np.ndarray, " R"]
     user: Int[np.ndarray, " R"] | None = None
+    gate: Float[np.ndarray, " R"] | None = None
+    weight: Float[np.ndarray, " R"] | None = None
 
     @classmethod
     def merge(cls, pieces: Iterable[Scores]) -> Scores:
         """All pieces as one."""
-        logits, label, scenario, user = zip(*pieces, strict=True)
-        return cls(
-            np.concatenate(logits),
-            np.concatenate(label),
-            np.concatenate(scenario),
-            None if user[0] is None else np.concatenate(user),
-        )
+        columns = zip(*pieces, strict=True)
+        return cls(*(None if each[0] is None else np.concatenate(each) for each in columns))
 
     def of(self, scenario: int) -> Scores:
         """The rows of one scenario."""
         mine = self.scenario == scenario
-        user = None if self.user is None else self.user[mine]
-        return Scores(self.logits[mine], self.label[mine], self.scenario[mine], user)
+        return Scores(*(None if column is None else column[mine] for column in self))
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,10 @@ class Metrics:
     """Expected calibration error over ten bins of equally many rows."""
     auc_interval: tuple[float, float] | None = None
     """A 95 % bootstrap interval of the AUC, when it was asked for."""
+    gate: float | None = None
+    """Mean share of the rows' own weights in the gate."""
+    weight: float | None = None
+    """Mean of what a row's loss counts once D3 weighs rows."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def measure(scores: Scores, resamples: int = 0) -> Metrics:
         pcoc=float(probability.mean()) / rate if rate else None,
         ece=calibration_error(calibration(probability, label)),
         auc_interval=auc_interval(logits, label, resamples) if resamples else None,
+        gate=_mean(scores.gate),
+        weight=_mean(scores.weight),
     )
 
 
@@ -205,6 +208,10 @@ def _tied_ranks(
 def _metrics(value: dict[str, Any]) -> Metrics:
     interval = value.get("auc_interval")
     return Metrics(**{**value, "auc_interval": None if interval is None else tuple(interval)})
+
+
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(values.mean(dtype=np.float64))
 
 
 def _entropy(rate: float) -> float:

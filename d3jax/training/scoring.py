@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,20 +34,21 @@ def score_batches(
         yield jax.tree.map(lambda array, real=real: local_rows(array)[real], (batch, scored))
 
 
-def collect_scores(scored: Iterable[tuple[Batch, Any]], user_slot: int | None = None) -> Scores:
+def collect_scores(scored: Iterable[tuple[Batch, Scored]], user_slot: int | None = None) -> Scores:
     """Logits, labels and scenarios of all batches, for the metrics; users where `user_slot` names
     the id slot that holds them.
 
     Every process gets the scores of all, so each metric is exact, AUC too, and the same whatever
-    the number of processes. A row costs 4 bytes a column: 12, or 16 with users.
+    the number of processes. A row costs 4 bytes a column, of which there are three to six.
     """
-    return gather_scores([scores_of(batch, out.logits, user_slot) for batch, out in scored])
+    return gather_scores([scores_of(batch, out, user_slot) for batch, out in scored])
 
 
-def scores_of(batch: Batch, logits: Any, user_slot: int | None) -> Scores:
+def scores_of(batch: Batch, scored: Scored, user_slot: int | None) -> Scores:
     """The scores of a batch without padding."""
     user = None if user_slot is None else batch.ids[:, user_slot]
-    return Scores(logits, batch.label, batch.scenario, user)
+    gate = None if scored.gate is None else scored.gate[:, 0]
+    return Scores(scored.logits, batch.label, batch.scenario, user, gate, scored.weight)
 
 
 def gather_scores(pieces: Sequence[Scores]) -> Scores:
@@ -66,9 +66,4 @@ def gather_scores(pieces: Sequence[Scores]) -> Scores:
         shares = [np.split(*whole) for whole in zip(gather_arrays(column), ends, strict=True)]
         return np.concatenate([part for batch in zip(*shares, strict=True) for part in batch])
 
-    return Scores(
-        logits=ordered(mine.logits),
-        label=ordered(mine.label),
-        scenario=ordered(mine.scenario),
-        user=None if mine.user is None else ordered(mine.user),
-    )
+    return Scores(*(None if column is None else ordered(column) for column in mine))

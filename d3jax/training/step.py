@@ -73,11 +73,13 @@ class StepInfo(NamedTuple):
 
 class Scored(NamedTuple):
     """What evaluation keeps of a row: its logit and, where the model has them, the attention
-    that each field receives on average (it sums to 1) and the gate."""
+    that each field receives on average (it sums to 1), the gate, and what its loss counts among
+    the rows of its batch once D3 weighs them."""
 
     logits: Float[Array, " B"]
     attention: Float[Array, "B N"] | None
     gate: Float[Array, "B 2"] | None
+    weight: Float[Array, " B"] | None = None
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]
@@ -315,10 +317,13 @@ def make_settle(model: Model, optimizer: Optimizer, mesh: Mesh) -> Callable[...,
     return jax.jit(mapped)
 
 
-def make_score_step(model: Model, mesh: Mesh) -> ScoreStep:
-    """The jitted `scored = score_step(params, model_state, batch)` of evaluation mode."""
+def make_score_step(model: Model, mesh: Mesh, balance: LossAdapter | None = None) -> ScoreStep:
+    """The jitted `scored = score_step(params, model_state, batch)` of evaluation mode.
+
+    `balance` weighs the rows, without a state of its own; None leaves them unweighed.
+    """
     mapped = jax.shard_map(
-        device_score_step(model),
+        device_score_step(model, balance),
         mesh=mesh,
         in_specs=(params_specs(model), REPLICATED, SHARDED),
         out_specs=SHARDED,
@@ -326,7 +331,7 @@ def make_score_step(model: Model, mesh: Mesh) -> ScoreStep:
     return jax.jit(mapped)
 
 
-def device_score_step(model: Model) -> ScoreStep:
+def device_score_step(model: Model, balance: LossAdapter | None = None) -> ScoreStep:
     """One device's program of scoring, to be mapped over the mesh's axis."""
     sharded = model.declared.params.embedding.table.spec != REPLICATED
 
@@ -339,6 +344,10 @@ def device_score_step(model: Model) -> ScoreStep:
         received = None
         if output.attention is not None:
             received = jax.nn.softmax(output.attention).mean(-2)
-        return Scored(output.logits, received, output.gate)
+        weight = None
+        if balance is not None:
+            mode = EVALUATION._replace(axis_name=DATA_AXIS)
+            weight = balance.row_weights((), output, batch, jnp.zeros((), jnp.int32), mode)
+        return Scored(output.logits, received, output.gate, weight)
 
     return score

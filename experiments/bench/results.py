@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -132,27 +134,48 @@ def _ratio(ours: Summary, theirs: Summary | None) -> str:
 
 
 def draw(path: Path, lines: Mapping[str, Sequence[Line]], unit: str) -> None:
-    """Bars of rows a second in training and scoring, a panel for each size and model."""
+    """Rows a second in training and scoring, a panel for each size and model; beside each dot the
+    ratio to the tuned torch, where it was measured."""
     filled = {title: group for title, group in lines.items() if group}
-    height = sum(0.8 + 0.34 * len(group) for group in filled.values())
-    figure = Figure(figsize=(9, height), dpi=150, layout="constrained")
-    ratios = [0.8 + 0.34 * len(group) for group in filled.values()]
+    ratios = [0.9 + 0.3 * len(group) for group in filled.values()]
+    figure = Figure(figsize=(9, sum(ratios) + 0.3), dpi=150, layout="constrained")
     panels = figure.subplots(len(filled), 1, squeeze=False, height_ratios=ratios)[:, 0]
     for axes, (title, group) in zip(panels, filled.items(), strict=True):
-        for offset, kind, color in ((-0.2, "train", "#1f5a96"), (0.2, "score", "#9bc1e4")):
-            summaries = [line.train if kind == "train" else line.score for line in group]
-            medians = [summary.median for summary in summaries]
-            spread = [
-                [summary.median - summary.low for summary in summaries],
-                [summary.high - summary.median for summary in summaries],
-            ]
-            places = [place + offset for place in range(len(group))]
-            axes.barh(places, medians, 0.38, xerr=spread, color=color, label=kind)
+        tuned = next((line for line in group if line.variant == TUNED), None)
+        for kind, color, marker in (("train", "#1f5a96", "o"), ("score", "#d55e00", "D")):
+            of = attrgetter(kind)
+            _draw_kind(axes, [of(line) for line in group], kind, color, marker)
+            for place, line in enumerate(group):
+                ratio = _ratio(of(line), of(tuned) if tuned else None)
+                axes.annotate(
+                    f"{ratio}×" if ratio else "",
+                    (of(line).median, place),
+                    (5, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=color,
+                )
         axes.set_yticks(range(len(group)), [line.variant for line in group], fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(group) - 0.5, -0.7)
         axes.set_xscale("log")
+        axes.margins(x=0.1)
         axes.set_title(title, fontsize=9, loc="left")
-        axes.grid(axis="x", alpha=0.3)
-    panels[0].legend(fontsize=8, loc="lower right")
-    panels[-1].set_xlabel(unit)
+        axes.grid(axis="both", alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside upper right", ncols=2)
+    panels[-1].set_xlabel(f"{unit}; × is the ratio to “{TUNED}”")
     figure.savefig(path)
+
+
+def _draw_kind(
+    axes: Axes, summaries: Sequence[Summary], label: str, color: str, marker: str
+) -> None:
+    """Medians as markers, quartiles as bars."""
+    medians = [summary.median for summary in summaries]
+    spread = [
+        [summary.median - summary.low for summary in summaries],
+        [summary.high - summary.median for summary in summaries],
+    ]
+    axes.errorbar(
+        medians, range(len(medians)), xerr=spread, fmt=marker, color=color, label=label, ms=5
+    )

@@ -12,6 +12,7 @@ from d3jax.training.metrics import calibration
 from experiments.charts import (
     Curve,
     Spread,
+    balance_curves,
     calibration_curves,
     distributions,
     learning_curves,
@@ -63,6 +64,18 @@ def test_learning_curves_have_both_losses_and_the_best_step() -> None:
     np.testing.assert_allclose(auc.lines[0].get_xydata(), [[1, 0.7], [2, 0.8]])
     assert [line.get_label() for line in loss.lines[:2]] == ["training loss, as weighed", "home"]
     assert list(loss.lines[2].get_xdata()) == [2, 2]
+
+
+@pytest.mark.parametrize(("start", "lines"), [(3, 2), (30, 1), (None, 1)])
+def test_balance_over_training_marks_best_and_start(start: int | None, lines: int) -> None:
+    curves = {"home": Curve([2, 4], [0.4, 0.5]), "overall": Curve([2, 4], [0.3, 0.2])}
+    figure = balance_curves(curves, "mean gate", 4, start)
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.4, 0.5])
+    assert [line.get_xdata()[0] for line in axes.lines[2:]] == [4, 3][:lines]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "mean gate")
+    said = {3: "are weighed, from step 3", 30: "would be weighed from step 30", None: "step 4"}
+    assert axes.get_title().endswith(said[start])
 
 
 def test_calibration_has_a_panel_a_group() -> None:

@@ -28,7 +28,8 @@ def observed(trained: Path, prepared: Path) -> Observed:
 
 def test_every_picture_is_drawn_twice(trained: Path, tmp_path: Path) -> None:
     main(["inspect", str(trained), "--out", str(tmp_path / "new")])
-    names = ("attention", "calibration", "gates", "learning-curves", "loss-weights")
+    over_training = ("gates-over-training", "loss-weights-over-training")
+    names = ("attention", "calibration", "gates", "learning-curves", "loss-weights", *over_training)
     drawn = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert drawn == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg"))
     svg = (tmp_path / "new/calibration.svg").read_text()
@@ -65,10 +66,30 @@ def test_weights_are_complexity_times_specificity_within_a_batch(
 
 
 def test_curves_are_the_journals(trained: Path) -> None:
-    training, logloss, auc = read_curves(open_run(trained))
+    training, curves = read_curves(open_run(trained))
+    logloss, auc = curves["logloss"], curves["auc"]
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     key = "validation/slot/auc"
     expected = [(line["step"], line[key]) for line in lines if key in line]
     assert auc["slot"] == Curve(*map(list, zip(*expected, strict=True)))
     assert list(logloss) == ["home", "detail", "slot", "overall"]
     assert training.steps == [4, 8, 12, 16, 18]
+
+
+def test_gate_and_weight_over_training_end_where_the_run_does(
+    trained: Path, prepared: Path
+) -> None:
+    """Of the evaluation whose weights were kept: the means of what `inspect` sees in the rows."""
+    run = open_run(trained)
+    loaded = load_best(run)
+    observed = observe(run, loaded, open_prepared(prepared), "validation")
+    _, curves = read_curves(run)
+    assert observed.gate is not None
+    assert observed.weight is not None
+    for name, values in (("gate", observed.gate[:, 0]), ("weight", observed.weight)):
+        assert list(curves[name]) == ["home", "detail", "slot", "overall"]
+        for index, group in enumerate(("home", "detail", "slot")):
+            curve = curves[name][group]
+            found = dict(zip(curve.steps, curve.values, strict=True))[loaded.step]
+            mine = values[observed.scores.scenario == index]
+            assert found == pytest.approx(mine.mean(dtype=np.float64), rel=1e-4)

@@ -12,7 +12,14 @@ import optuna
 import pytest
 from rich.console import Console
 
-from d3jax.config import Config, ModelConfig, TrainConfig
+from d3jax.config import (
+    BalanceConfig,
+    Config,
+    D3Config,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from d3jax.errors import ConfigError, Preempted, TrainingError
 from data_pipelines.columns import Prepared
 from experiments import search as searching
@@ -218,13 +225,50 @@ def test_the_wide_space_varies_what_the_model_has() -> None:
         "embedding_decay",
         "bottom_layers",
         "embedding_dropout",
+        "epochs",
     }
     assert own.d3 == CONFIG.d3
+    assert own.train.epochs == trial.params["epochs"]
     assert "-".join(map(str, own.model.bottom_layers)) == trial.params["bottom_layers"]
     trial = study.ask()
     d3 = wide(trial, Config())
     assert {"field_hidden", "width", "generator_rank", "start_ratio"} < set(trial.params)
     assert d3.d3.generator_rank == trial.params["generator_rank"]
+
+
+@pytest.mark.parametrize("space", ["paper", "wide"])
+def test_the_start_of_a_space_draws_the_settings_themselves(space: str) -> None:
+    config = Config(
+        model=ModelConfig(embedding_dropout=0.35, bottom_layers=(64,)),
+        d3=D3Config(field_hidden=16, generator_rank=4),
+        balance=BalanceConfig(start_ratio=0.25, complexity_shift=0.3),
+        train=TrainConfig(epochs=4),
+    )
+    found = SPACES[space].start(config)
+    drawn = SPACES[space].draw(optuna.trial.FixedTrial(found), config)
+    assert drawn == replace(config, d3=replace(config.d3, width=drawn.d3.width))
+    assert drawn.d3.outputs == config.d3.outputs
+
+
+def test_the_start_leaves_open_what_its_space_has_not() -> None:
+    strange = Config(
+        model=ModelConfig(bottom_layers=(7,)),
+        train=TrainConfig(epochs=5),
+        optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.0),
+    )
+    found = SPACES["wide"].start(strange)
+    assert found["learning_rate"] == 1e-2
+    assert found["weight_decay"] == 1e-6
+    assert not {"bottom_layers", "epochs", "field_hidden"} & found.keys()
+
+
+def test_the_first_trial_is_where_the_search_starts(
+    prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    search(prepared, plan(tmp_path, trials=1, seeds=1), QUIET)
+    tried = quick[0][0]
+    assert tried.optimizer.learning_rate == pytest.approx(CONFIG.optimizer.learning_rate)
+    assert tried.train.epochs == CONFIG.train.epochs
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from d3jax.backbones import refusal
 from d3jax.batch import Field, Schema
-from d3jax.config import BalanceConfig, Config
+from d3jax.config import BalanceConfig, Config, differences
 from d3jax.errors import ConfigError
 from experiments.paper import ALI_CCP, printed
 from experiments.tables import FIGURES, MLP, TABLES, find_table
@@ -51,12 +51,25 @@ def test_table_3_adds_the_parts_on_any_backbone() -> None:
     assert names == ["MLP", "MMoE", "MMoE + D1", "MMoE + D2", "MMoE + D3"]
 
 
+def test_each_open_point_is_d3_with_one_thing_changed() -> None:
+    table = find_table("open", None, "star", None)
+    d3 = table.method("STAR + D3")
+    assert d3.base == "STAR"
+    plain = d3.configure(Config(), 3).to_json()
+    for method in table.methods[3:]:
+        assert (method.base, method.preset) == (d3.name, d3.slug)
+        changed = differences(plain, method.configure(Config(), 3).to_json())
+        assert {line.split(":")[0] for line in changed} == {name for name, _ in method.settings}
+        assert len(changed) == (2 if "multiplied" in method.name else 1)
+
+
 def test_figure_3_changes_the_start_alone() -> None:
     methods = find_table(None, 3, "adi", None).methods[1:]
     config = Config(balance=BalanceConfig(start_ratio=0.3))
     starts = [method.configure(config, 0).balance.start_ratio for method in methods]
     assert starts == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert [method.base for method in methods] == ["ADI + D3, start 1"] * 4 + [None]
+    assert {method.preset for method in methods} == {"adi-d3"}
     kept = find_table(3, None, "adi", None).methods[-1].configure(config, 0)
     assert kept.balance.start_ratio == 0.3
 
@@ -70,7 +83,7 @@ def test_a_base_of_ones_own() -> None:
 
 @pytest.mark.parametrize(("table", "figure"), [(None, None), (1, 3)])
 def test_exactly_one_is_asked_for(table: int | None, figure: int | None) -> None:
-    with pytest.raises(ConfigError, match="give --table 1, 2 or 3, or --figure 3 or 4, and one"):
+    with pytest.raises(ConfigError, match="give --table 1, 2, 3 or open, or --figure 3 or 4"):
         find_table(table, figure, "adi", None)
 
 

@@ -75,6 +75,19 @@ def test_pieces_merge_to_the_same_metrics():
     assert measure(Scores.merge(pieces)) == measure(given)
 
 
+def test_gate_and_weight_are_means_by_scenario():
+    given = scores()
+    gate, weight = np.arange(400) / 400, np.arange(400) % 7
+    pieces = [given._replace(gate=gate, weight=weight)]
+    found = evaluate_scores(Scores.merge(pieces), ["a", "b", "c"])
+    for index, name in enumerate("abc"):
+        mine = given.scenario == index
+        assert found.scenarios[name].gate == pytest.approx(gate[mine].mean(), abs=1e-12)
+        assert found.scenarios[name].weight == pytest.approx(weight[mine].mean(), abs=1e-12)
+    assert found.overall.gate == pytest.approx(gate.mean(), abs=1e-12)
+    assert (measure(given).gate, measure(given).weight) == (None, None)
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_gauc_is_the_mean_of_the_users_aucs_by_their_rows(ties):
     given = scores(ties=ties)

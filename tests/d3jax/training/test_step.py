@@ -203,6 +203,25 @@ def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, bat
     np.testing.assert_allclose(again.logits, np.asarray(scored.logits)[order], atol=1e-6)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_scores_are_weighed_as_the_balance_weighs_the_batch(schema, config, batch, devices):
+    model = build_model(schema, config)
+    mesh, balance = make_mesh(jax.devices()[:devices]), d3_balance(BalanceConfig(), 0)
+    state = init_state(model, balance, adamw_for(model), seed=0)
+    placed = replicate(mesh, state)
+    score = make_score_step(model, mesh, balance)
+    scored = score(placed.params, placed.model_state, place_batch(mesh, batch))
+    output, _ = model.apply(state.params, state.model_state, batch)
+    batch = jax.tree.map(jnp.asarray, batch)
+    expected = balance.row_weights((), output, batch, jnp.int32(0), Mode())
+    np.testing.assert_allclose(scored.weight, expected, rtol=1e-3)
+    assert float(np.ptp(expected)) > 0.1
+    plain = make_score_step(model, mesh)(
+        placed.params, placed.model_state, place_batch(mesh, batch)
+    )
+    assert plain.weight is None
+
+
 def test_why_parameters_are_made_varying_before_the_gradient():
     """The trap the step avoids: gradients of replicated parameters arrive already summed, so
     averaging or summing them again is wrong; made varying first, they are each device's own."""

@@ -1,0 +1,245 @@
+"""When D3 helps: made-up data whose scenarios differ more and more, or grow ever smaller.
+
+python -m experiments.planted --out planted
+
+For every data set a plain MLP, a backbone and that backbone with D3 are trained over several
+seeds. Says how much AUC D3 adds, how far everybody stays below the best possible, and whether the
+attention finds the fields that were planted. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from scipy.stats import rankdata
+
+from d3jax.config import BackboneName, Config
+from data_pipelines.columns import open_prepared
+from data_pipelines.synthetic import SyntheticConfig, synthetic, write
+from experiments.charts import COLOURS, MARKERS, save
+from experiments.compare import Plan, compare
+from experiments.comparison_figures import mean_attention
+from experiments.comparison_report import Comparison
+from experiments.evaluate import best_possible, planted_fields
+from experiments.presets import SYNTHETIC
+from experiments.tables import MLP, TITLES, Table, find_table
+
+
+@dataclass(frozen=True)
+class Study:
+    """The data sets, and the models that are trained on each."""
+
+    sensitivities: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
+    """How strongly a scenario's own fields act, the smallest scenario at its usual share."""
+    shares: tuple[float, ...] = (0.002, 0.008, 0.05, 0.2)
+    """The smallest scenario's share of the rows, the sensitivity at 1."""
+    rows: int = 400_000
+    on: BackboneName = "shared_bottom"
+    """The backbone that gets D3."""
+    seeds: int = 3
+    out: Path = Path("planted")
+    """Where data, runs, table and pictures go."""
+    settings: tyro.conf.Suppress[Config] = field(default=SYNTHETIC)
+
+
+class Setting(NamedTuple):
+    """One data set: what varies in it, that value, and all of it."""
+
+    varied: str
+    value: float
+    data: SyntheticConfig
+
+
+class Outcome(NamedTuple):
+    """A method on a data set, in one group of rows: mean AUC and its standard deviation over
+    seeds, the best possible AUC, and the precision of its attention; None where there is none."""
+
+    setting: Setting
+    method: str
+    group: str
+    auc: float
+    std: float | None
+    best: float
+    precision: float | None
+    lifted_precision: float | None
+    chance: float | None
+
+
+def settings(study: Study) -> Iterator[Setting]:
+    """All data sets, by sensitivity and by the smallest scenario's share."""
+    for value in study.sensitivities:
+        yield Setting("sensitivity", value, SyntheticConfig(study.rows, sensitivity=value))
+    for value in study.shares:
+        yield Setting("smallest share", value, SyntheticConfig(study.rows, smallest_share=value))
+
+
+def three_methods(backbone: BackboneName) -> Table:
+    """The MLP, the backbone, and the backbone with D3, which is tested against it."""
+    table = find_table(3, None, backbone, None)
+    d3 = table.method(f"{TITLES[backbone]} + D3")
+    own = table.method(TITLES[backbone])
+    assert d3 is not None
+    assert own is not None
+    return Table("planted", "Planted domains", (MLP, own, d3))
+
+
+def precision(
+    scores: np.ndarray, planted: np.ndarray, considered: Sequence[int]
+) -> tuple[float, float]:
+    """Of the k fields with the highest scores the share that was planted, k being the number of
+    planted ones, and what drawing k at random would give; a tie counts by its share."""
+    score, hit = scores[list(considered)], planted[list(considered)]
+    count = int(hit.sum())
+    # A field above the k-th place counts fully, and those that tie for it share what is left.
+    ranks = rankdata(-score, method="min"), rankdata(-score, method="max")
+    places = np.clip((count + 1 - ranks[0]) / (ranks[1] - ranks[0] + 1), 0.0, 1.0)
+    return float((places * hit).sum() / count), count / len(considered)
+
+
+def outcomes(setting: Setting, comparison: Comparison) -> Iterator[Outcome]:
+    """Of every method in every group of rows."""
+    prepared, schema = comparison.prepared, comparison.prepared.schema
+    best = best_possible(prepared, "test")
+    planted = planted_fields(prepared)
+    assert best is not None
+    assert planted is not None
+    others = [n for n, field in enumerate(schema.fields) if field.name != schema.scenario_field]
+    for method in comparison.methods:
+        attention = mean_attention(comparison, method)
+        for group, metrics in best.groups.items():
+            summary = comparison.summaries[method, group, "auc"]
+            assert summary.mean is not None
+            assert metrics.auc is not None
+            found: tuple[float | None, float | None, float | None] = (None, None, None)
+            if attention is not None and group in schema.scenarios:
+                row = schema.scenarios.index(group)
+                raw, chance = precision(attention[row], planted[row], others)
+                lifted, _ = precision(attention[row] - attention.mean(0), planted[row], others)
+                found = raw, lifted, chance
+            yield Outcome(setting, method, group, summary.mean, summary.std, metrics.auc, *found)
+
+
+def write_table(path: Path, found: Sequence[Outcome]) -> None:
+    """One line an outcome, with all digits."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("varied", "value", *Outcome._fields[1:]))
+        for one in found:
+            writer.writerow((one.setting.varied, one.setting.value, *one[1:]))
+
+
+def markdown(found: Sequence[Outcome], command: str) -> str:
+    """The outcomes as tables: AUC by method and group, then the attention's precision."""
+    methods = list(dict.fromkeys(one.method for one in found))
+    groups = list(dict.fromkeys(one.group for one in found))
+    by = {(one.setting, one.method, one.group): one for one in found}
+    parts = ["# When D3 helps: planted domains", "", f"`{command}`", ""]
+    parts += ["AUC on test rows, mean ± standard deviation over seeds.", ""]
+    head = ["varied", "value", "method", *groups]
+    lines = []
+    for setting in dict.fromkeys(one.setting for one in found):
+        first = by[setting, methods[0], groups[0]].setting
+        for method in methods:
+            cells = [by[setting, method, group] for group in groups]
+            texts = [f"{c.auc:.4f}" + (f" ± {c.std:.4f}" if c.std else "") for c in cells]
+            lines.append([first.varied, f"{first.value:g}", method, *texts])
+        best = [f"{by[setting, methods[0], group].best:.4f}" for group in groups]
+        lines.append([first.varied, f"{first.value:g}", "best possible", *best])
+    parts += _markdown_table(head, lines)
+    seeing = [one for one in found if one.precision is not None]
+    if seeing:
+        parts += [
+            "",
+            "Of the k fields that get most attention, the share of the k planted ones;",
+            "",
+        ]
+        head = ["varied", "value", "scenario", "precision", "above the other scenarios", "chance"]
+        lines = [
+            [
+                one.setting.varied,
+                f"{one.setting.value:g}",
+                one.group,
+                f"{one.precision:.2f}",
+                f"{one.lifted_precision:.2f}",
+                f"{one.chance:.2f}",
+            ]
+            for one in seeing
+        ]
+        parts += _markdown_table(head, lines)
+    return "\n".join(parts) + "\n"
+
+
+def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
+    """What `method` adds to `base`, for each group, against what varies in the data."""
+    varied = list(dict.fromkeys(one.setting.varied for one in found))
+    groups = list(dict.fromkeys(one.group for one in found))
+    by = {(one.setting, one.method, one.group): one for one in found}
+    figure = Figure(figsize=(1.2 + 3.6 * len(varied), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(varied), squeeze=False)[0], varied, strict=True):
+        chosen = list(dict.fromkeys(one.setting for one in found if one.setting.varied == name))
+        places = np.arange(len(chosen))
+        for index, group in enumerate(groups):
+            gain = [by[s, method, group].auc - by[s, base, group].auc for s in chosen]
+            spread = [
+                float(np.hypot(by[s, method, group].std or 0.0, by[s, base, group].std or 0.0))
+                for s in chosen
+            ]
+            axes.errorbar(
+                places + 0.06 * (index - (len(groups) - 1) / 2),
+                gain,
+                yerr=spread,
+                marker=MARKERS[index],
+                color="black" if group == "overall" else COLOURS[index],
+                capsize=2,
+                lw=1.3,
+                label=group,
+            )
+        axes.axhline(0.0, color="0.6", lw=1, ls="--")
+        axes.set_xticks(places, [f"{setting.value:g}" for setting in chosen])
+        axes.set_xlabel(name)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel(f"AUC: {method} - {base}")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=9)
+    return figure
+
+
+def main(study: Study) -> None:
+    """Makes the data, trains what isn't trained yet, and writes planted.md, .csv and pictures."""
+    console = Console()
+    table = three_methods(study.on)
+    found: list[Outcome] = []
+    for setting in settings(study):
+        name = f"{setting.varied} {setting.value:g}".replace(" ", "-")
+        folder = study.out / name
+        console.rule(name)
+        if not (folder / "data").is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            write(synthetic(setting.data), folder / "data")
+        open_prepared(folder / "data")
+        plan = Plan(table, study.settings, study.seeds, folder)
+        found += outcomes(setting, compare(folder / "data", plan, console))
+    command = f"python -m experiments.planted --seeds {study.seeds} --rows {study.rows}"
+    write_table(study.out / "planted.csv", found)
+    (study.out / "planted.md").write_text(markdown(found, command), encoding="utf-8")
+    own, d3 = (method.name for method in table.methods[1:])
+    save(draw(found, own, d3), study.out / "planted-gain")
+    save(draw(found, MLP.name, d3), study.out / "planted-gain-mlp")
+    console.print(f"planted.md, planted.csv and the pictures are in {study.out}")
+
+
+def _markdown_table(head: list[str], lines: Sequence[list[str]]) -> list[str]:
+    rule = ["---"] * len(head)
+    return ["| " + " | ".join(line) + " |" for line in (head, rule, *lines)]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study))
