@@ -30,7 +30,7 @@ from d3jax.training.fit import Progress, build_parts, finished, monitored, total
 from d3jax.training.metrics import Evaluation, Scores, evaluate_scores
 from d3jax.training.scoring import scores_of
 from d3jax.training.sharding import make_mesh
-from d3jax.training.step import TrainState
+from d3jax.training.step import Scored, TrainState
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from data_pipelines.loader import evaluation_batches
 from experiments.report import number_text

@@ -41,12 +41,11 @@ def paper(trial: optuna.trial.BaseTrial, config: Config) -> Config:
 
     Raises `ConfigError` for a draw that weighs every row with 0.
     """
-    balance = replace(
-        config.balance,
-        start_ratio=trial.suggest_categorical("start_ratio", START_RATIOS),
+    values: dict[str, Any] = {
+        "start_ratio": trial.suggest_categorical("start_ratio", START_RATIOS),
         **{name: round(trial.suggest_float(name, 0.0, 1.0, step=0.1), 1) for name in BALANCE},
-    )
-    return replace(config, balance=balance)
+    }
+    return replace(config, balance=replace(config.balance, **values))
 
 
 def wide(trial: optuna.trial.BaseTrial, config: Config) -> Config:

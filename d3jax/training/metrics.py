@@ -32,13 +32,15 @@ class Scores(NamedTuple):
     @classmethod
     def merge(cls, pieces: Iterable[Scores]) -> Scores:
         """All pieces as one."""
-        columns = zip(*pieces, strict=True)
-        return cls(*(None if each[0] is None else np.concatenate(each) for each in columns))
+        columns: Iterable[Any] = zip(*pieces, strict=True)
+        joined: list[Any] = [None if one[0] is None else np.concatenate(one) for one in columns]
+        return cls(*joined)
 
     def of(self, scenario: int) -> Scores:
         """The rows of one scenario."""
         mine = self.scenario == scenario
-        return Scores(*(None if column is None else column[mine] for column in self))
+        columns: list[Any] = [None if column is None else column[mine] for column in self]
+        return Scores(*columns)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,8 +48,9 @@ def collect_scores(scored: Iterable[tuple[Batch, Scored]], user_slot: int | None
 def scores_of(batch: Batch, scored: Scored, user_slot: int | None) -> Scores:
     """The scores of a batch without padding."""
     user = None if user_slot is None else batch.ids[:, user_slot]
-    gate = None if scored.gate is None else scored.gate[:, 0]
-    return Scores(scored.logits, batch.label, batch.scenario, user, gate, scored.weight)
+    gate = None if scored.gate is None else np.asarray(scored.gate)[:, 0]
+    weight = None if scored.weight is None else np.asarray(scored.weight)
+    return Scores(np.asarray(scored.logits), batch.label, batch.scenario, user, gate, weight)
 
 
 def gather_scores(pieces: Sequence[Scores]) -> Scores:
@@ -66,4 +68,5 @@ def gather_scores(pieces: Sequence[Scores]) -> Scores:
         shares = [np.split(*whole) for whole in zip(gather_arrays(column), ends, strict=True)]
         return np.concatenate([part for batch in zip(*shares, strict=True) for part in batch])
 
-    return Scores(*(None if column is None else ordered(column) for column in mine))
+    columns: list[Any] = [None if column is None else ordered(column) for column in mine]
+    return Scores(*columns)

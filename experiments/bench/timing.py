@@ -18,7 +18,6 @@ import numpy as np
 
 from d3jax.batch import Batch
 
-
 WARM_STEPS = 5
 """Steps that aren't measured after the first two, or fewer if they would take as long."""
 

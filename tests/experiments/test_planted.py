@@ -68,7 +68,9 @@ def test_d3_is_tested_against_its_backbone() -> None:
 def test_the_study_writes_a_table_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = Study(sensitivities=(2.0,), shares=(), rows=6000, seeds=1, out=tmp_path, settings=TINY)
+    study = Study(
+        sensitivities=(2.0,), shares=(), rows=20_000, seeds=1, out=tmp_path, settings=TINY
+    )
     main(study)
     text = (tmp_path / "planted.md").read_text()
     rows = list(csv.DictReader((tmp_path / "planted.csv").read_text().splitlines()))
