@@ -477,3 +477,7 @@ def _command_line() -> str:
 def _plain(error: Exception) -> str:
     """The message with rich's markup characters taken literally."""
     return str(error).replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,9 +16,16 @@ from d3jax.backbones import refusal
 from d3jax.checks import within
 from d3jax.config import Config
 from d3jax.errors import Preempted, TrainingError
-from d3jax.training.fit import Trainer, check_config
+from d3jax.training.fit import Trainer, balance_of, balance_start, check_config
 from data_pipelines.columns import Prepared, check_rows, open_prepared
-from experiments.cells import CellResult, cell_trainer, open_cell, read_cell, run_cell
+from experiments.cells import (
+    CellResult,
+    cell_trainer,
+    expected_steps,
+    open_cell,
+    read_cell,
+    run_cell,
+)
 from experiments.comparison_figures import draw_comparison
 from experiments.comparison_html import html
 from experiments.comparison_report import Comparison, markdown, terminal_table, write_csv
@@ -94,6 +101,7 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
     try:
         notes += _train(left, plan, prepared, results, console)
     finally:
+        notes += _unweighed(plan, prepared, results)
         comparison = Comparison(plan.table, prepared, plan.config, plan.command, results, notes)
         if any(results.values()):
             write_reports(comparison, plan.out)
@@ -139,6 +147,25 @@ def _cells(plan: Plan, methods: Sequence[Method]) -> list[Cell]:
         for seed in range(plan.seeds)
         for method in methods
     ]
+
+
+def _unweighed(plan: Plan, prepared: Prepared, results: Results) -> list[str]:
+    """Of which runs the best weights are older than D3's weighing of rows, which then has no part
+    in their metrics."""
+    notes = []
+    for method in plan.table.methods:
+        cells = results.get(method.name, {}).values()
+        config = plan.config_of(method, 0)
+        if not cells or balance_of(config) is None:
+            continue
+        start = balance_start(config, expected_steps(prepared, config))
+        before = sum(cell.best_step is not None and cell.best_step <= start for cell in cells)
+        if before:
+            notes.append(
+                f"{method.name}: in {before} of {len(cells)} runs the best weights came before "
+                f"rows began to be weighed, at step {start}."
+            )
+    return notes
 
 
 def _train(

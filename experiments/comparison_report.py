@@ -47,7 +47,7 @@ class Comparison:
     results: Mapping[str, Mapping[int, CellResult]]
     """Finished cells by method and seed."""
     notes: list[str] = field(default_factory=list)
-    """What was left out or failed."""
+    """What was left out, what failed, and what to know of the rest."""
 
     @cached_property
     def evaluations(self) -> dict[str, dict[int, Evaluation]]:
@@ -184,7 +184,7 @@ def remarks(comparison: Comparison) -> dict[str, list[str]]:
     own_data = any(printed(schema, method, "auc") for method in comparison.methods)
     found = {
         "Tested": bases,
-        "Left out": comparison.notes,
+        "Notes": comparison.notes,
         "About the paper's numbers": list(CAVEATS) if own_data else [],
     }
     return {title: notes for title, notes in found.items() if notes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from rich.console import Console
 from d3jax.base import EVALUATION, LossAdapter
 from d3jax.batch import Batch
 from d3jax.parameters import Tree
-from d3jax.training.fit import balance_of, build_adapter, total_steps
+from d3jax.training.fit import balance_of, balance_start, build_adapter, total_steps
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
 from data_pipelines.columns import Prepared
@@ -191,7 +190,7 @@ def read_curves(run: Run) -> tuple[Curve, dict[str, dict[str, Curve]]]:
 def adaptation_start(run: Run) -> int:
     """The step from which on D3 weighs rows."""
     steps = steps_per_epoch(run.training_rows, run.config.train.batch_size)
-    return math.floor(run.config.balance.start_ratio * total_steps(run.config.train, steps))
+    return balance_start(run.config, total_steps(run.config.train, steps))
 
 
 def _active_adapter(run: Run, loaded: Loaded) -> LossAdapter | None:

@@ -159,9 +159,14 @@ def _build_balance(config: Config, steps: int) -> LossAdapter:
     if adapter != "none" or aggregation != "row":
         other = f"adapter {adapter}" if adapter != "none" else f"aggregation {aggregation}"
         raise ConfigError(f"{other} and D3's balance (parts d3) both weigh rows; use --parts d2")
-    start = math.floor(config.balance.start_ratio * steps)
+    start = balance_start(config, steps)
     # A ratio of 1 means never, also when the last step would be the first weighted one.
     return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
+
+
+def balance_start(config: Config, steps: int) -> int:
+    """How many steps of a run that takes at most `steps` D3 leaves unweighed."""
+    return math.floor(config.balance.start_ratio * steps)
 
 
 def balance_of(config: Config) -> LossAdapter | None:

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from d3jax.batch import Field
-from d3jax.config import Config, ModelConfig, TrainConfig
+from d3jax.config import BalanceConfig, Config, ModelConfig, TrainConfig
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from d3jax.training.metrics import Evaluation, Metrics
 from data_pipelines.columns import open_prepared
@@ -185,6 +185,29 @@ def test_what_the_data_does_not_allow_is_left_out(prepared: Path) -> None:
     methods, notes = compare._trainable(plan, open_prepared(prepared))
     assert methods == [MLP]
     assert notes[0].startswith("STAR + D1 is left out: star takes D3's fusion gate and loss weight")
+
+
+def test_runs_whose_best_weights_are_older_than_the_weighing_are_counted(prepared: Path) -> None:
+    data = open_prepared(prepared)
+    steps = cells.expected_steps(data, CONFIG)
+    start = steps // 2
+    method = Method("Plain + D3", "plain", "d3")
+    plan = Plan(Table("t", "T", (MLP, method)), CONFIG, 3, Path("nowhere"))
+    results = {
+        "MLP": {0: result(best_step=1)},
+        method.name: {seed: result(best) for seed, best in enumerate((start, start + 1, steps))},
+    }
+    assert compare._unweighed(plan, data, results) == [
+        "Plain + D3: in 1 of 3 runs the best weights came before rows began to be weighed, "
+        f"at step {start}."
+    ]
+    never = replace(plan, config=replace(CONFIG, balance=BalanceConfig(start_ratio=1.0)))
+    assert compare._unweighed(never, data, results) == []
+
+
+def result(best_step: int) -> CellResult:
+    nothing = Metrics(0, None, None, None, None)
+    return CellResult(Evaluation(nothing, {}), 1, 9, best_step, 0.5, 1.0, None)
 
 
 def test_a_methods_own_preset_replaces_the_flags(tmp_path: Path) -> None:
