@@ -32,6 +32,12 @@ from experiments.evaluate import best_possible, planted_fields
 from experiments.presets import SYNTHETIC
 from experiments.tables import MLP, TITLES, Table, find_table
 
+PRECISION = (
+    "Of the k fields that get most attention in a scenario, the share of planted ones, k being "
+    "their number: by the attention itself, by what exceeds the other scenarios' mean, and by "
+    "chance. The scenario's own field is left out."
+)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -156,11 +162,7 @@ def markdown(found: Sequence[Outcome], command: str) -> str:
     parts += _markdown_table(head, lines)
     seeing = [one for one in found if one.precision is not None]
     if seeing:
-        parts += [
-            "",
-            "Of the k fields that get most attention, the share of the k planted ones;",
-            "",
-        ]
+        parts += ["", PRECISION, ""]
         head = ["varied", "value", "scenario", "precision", "above the other scenarios", "chance"]
         lines = [
             [

@@ -37,6 +37,8 @@ KEYS = {
     "constant_logloss",
     "pcoc",
     "ece",
+    "gate",
+    "weight",
 }
 
 

@@ -88,4 +88,5 @@ def test_the_official_preset_takes_a_step() -> None:
     # The authors' code stops the generator's gradient, so their attention never learns.
     still = {name for name, was in named_leaves(moved.params).items() if not was}
     attention = {name for name in named_leaves(before.params) if ".attention." in name}
-    assert still == attention
+    # A kernel's offset moves all rows alike, which the batch norm behind it takes away again.
+    assert still == attention | {"network.generator.kernel_offset"}
