@@ -357,6 +357,11 @@ class Config:
     adaptdhm: AdaptDHMOptions = field(default_factory=AdaptDHMOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def has_balance(self) -> bool:
+        """Whether the loss weighs rows as D3 does (Eq. 15-19)."""
+        return self.model.head == "d3" and self.d3.parts == "d3"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, tuples as lists."""
         return json.loads(json.dumps(asdict(self)))

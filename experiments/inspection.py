@@ -16,7 +16,7 @@ from rich.console import Console
 from d3jax.base import EVALUATION, LossAdapter
 from d3jax.batch import Batch
 from d3jax.parameters import Tree
-from d3jax.training.fit import balance_of, balance_start, build_adapter, total_steps
+from d3jax.training.fit import balance_start, build_adapter, total_steps
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
 from data_pipelines.columns import Prepared
@@ -95,19 +95,18 @@ def observe(run: Run, loaded: Loaded, prepared: Prepared, split: str) -> Observe
         )
     ]
     scores = collect_scores(scored, schema.user_slot)
+    # D3's weights come with the scores; other adapters weigh by what they remember.
+    weight = adapter_weights(run, loaded, batches) if scores.weight is None else scores.weight
     return Observed(
         scores,
         attention=mean_attention(received, scores.scenario),
         gate=_joined([output.gate for _, output in scored]),
-        weight=loss_weights(run, loaded, batches),
+        weight=None if weight is None or np.ptp(weight) == 0 else weight,
     )
 
 
-def loss_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarray | None:
-    """What each row's loss counts by the run's adapter; None for one that weighs no rows.
-
-    Eq. 16 compares a row with its batch, so that a weight depends on which rows are together.
-    """
+def adapter_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarray | None:
+    """What each row's loss counts by the run's adapter; None for a run without one."""
     adapter = _active_adapter(run, loaded)
     if adapter is None:
         return None
@@ -123,8 +122,7 @@ def loss_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarray |
         output, _ = model.apply(params, model_state, batch, EVALUATION)
         return adapter.row_weights(adapter_state, output, batch, step, EVALUATION)
 
-    weights = np.concatenate([np.asarray(weigh(batch))[batch.mask] for batch in batches])
-    return None if np.ptp(weights) == 0 else weights
+    return np.concatenate([np.asarray(weigh(batch))[batch.mask] for batch in batches])
 
 
 def figures(
@@ -194,10 +192,10 @@ def adaptation_start(run: Run) -> int:
 
 
 def _active_adapter(run: Run, loaded: Loaded) -> LossAdapter | None:
-    """The run's adapter as it weighs rows once it has started."""
+    """The adapter that weighs the run's rows in the place of D3's balance; None without one."""
     config = run.config
     if config.adapter.adapter == "none":
-        return balance_of(config)
+        return None
     steps = steps_per_epoch(run.training_rows, config.train.batch_size)
     return build_adapter(config, loaded.trainer.model, steps)
 

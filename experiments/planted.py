@@ -22,7 +22,6 @@ from rich.console import Console
 from scipy.stats import rankdata
 
 from d3jax.config import BackboneName, Config
-from data_pipelines.columns import open_prepared
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.charts import COLOURS, MARKERS, save
 from experiments.compare import Plan, compare
@@ -152,13 +151,12 @@ def markdown(found: Sequence[Outcome], command: str) -> str:
     head = ["varied", "value", "method", *groups]
     lines = []
     for setting in dict.fromkeys(one.setting for one in found):
-        first = by[setting, methods[0], groups[0]].setting
         for method in methods:
             cells = [by[setting, method, group] for group in groups]
             texts = [f"{c.auc:.4f}" + (f" ± {c.std:.4f}" if c.std else "") for c in cells]
-            lines.append([first.varied, f"{first.value:g}", method, *texts])
+            lines.append([setting.varied, f"{setting.value:g}", method, *texts])
         best = [f"{by[setting, methods[0], group].best:.4f}" for group in groups]
-        lines.append([first.varied, f"{first.value:g}", "best possible", *best])
+        lines.append([setting.varied, f"{setting.value:g}", "best possible", *best])
     parts += _markdown_table(head, lines)
     seeing = [one for one in found if one.precision is not None]
     if seeing:
@@ -226,7 +224,6 @@ def main(study: Study) -> None:
         if not (folder / "data").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             write(synthetic(setting.data), folder / "data")
-        open_prepared(folder / "data")
         plan = Plan(table, study.settings, study.seeds, folder)
         found += outcomes(setting, compare(folder / "data", plan, console))
     command = f"python -m experiments.planted --seeds {study.seeds} --rows {study.rows}"

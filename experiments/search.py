@@ -22,7 +22,7 @@ from d3jax.training.fit import Progress, build_trainer, check_config, fit, monit
 from d3jax.training.metrics import Evaluation
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.journal import Silence
-from experiments.spaces import SPACES, check_space, has_balance
+from experiments.spaces import SPACES, check_space
 from experiments.tables import Table
 from experiments.train import stop_signals, training_data
 
@@ -117,7 +117,7 @@ def search_table(data: Path, table: Table, plan: Search, console: Console) -> No
     for method in table.methods:
         config = method.configure(plan.config, plan.config.train.seed)
         reason = refusal(schema, config)
-        if reason is None and plan.space == "paper" and not has_balance(config):
+        if reason is None and plan.space == "paper" and not config.has_balance:
             reason = "it has no balance, which is all that space paper varies"
         if reason is None:
             console.print(f"[bold]{method.name}[/]")

@@ -90,7 +90,7 @@ def wide_start(config: Config) -> dict[str, Any]:
         found |= _listed("field_hidden", config.d3.field_hidden, FIELD_HIDDEN)
         found |= _listed("width", config.d3.outputs, D3_WIDTHS)
         found |= _listed("generator_rank", config.d3.generator_rank, RANKS)
-        if has_balance(config):
+        if config.has_balance:
             found |= _listed("start_ratio", config.balance.start_ratio, START_RATIOS)
     return found
 
@@ -100,16 +100,11 @@ SPACES = {"paper": Space(paper, paper_start), "wide": Space(wide, wide_start)}
 
 def check_space(space: str, config: Config) -> None:
     """Raises `ConfigError` when the space has nothing to vary in this model."""
-    if space == "paper" and not has_balance(config):
+    if space == "paper" and not config.has_balance:
         raise ConfigError(
             "space paper varies D3's balance, which this model lacks; use --head d3 --parts d3, "
             "or --space wide"
         )
-
-
-def has_balance(config: Config) -> bool:
-    """Whether the model's loss weighs rows as D3 does."""
-    return config.model.head == "d3" and config.d3.parts == "d3"
 
 
 def _wide_d3(trial: optuna.trial.BaseTrial, config: Config) -> Config:
@@ -120,7 +115,7 @@ def _wide_d3(trial: optuna.trial.BaseTrial, config: Config) -> Config:
         generator_rank=trial.suggest_categorical("generator_rank", RANKS),
     )
     balance = config.balance
-    if has_balance(config):
+    if config.has_balance:
         start = trial.suggest_categorical("start_ratio", START_RATIOS)
         balance = replace(balance, start_ratio=start)
     return replace(config, d3=d3, balance=balance)

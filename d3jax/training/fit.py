@@ -137,7 +137,7 @@ def build_adapter(config: Config, model: Model, steps_per_epoch: int) -> LossAda
     there is no parameter that gradnorm could watch.
     """
     steps = total_steps(config.train, steps_per_epoch)
-    if config.model.head == "d3" and config.d3.parts == "d3":
+    if config.has_balance:
         return _build_balance(config, steps)
     scenarios = model.schema.num_scenarios
     match config.adapter.adapter:
@@ -171,9 +171,8 @@ def balance_start(config: Config, steps: int) -> int:
 
 def balance_of(config: Config) -> LossAdapter | None:
     """D3's weighing of rows as it is once it has started; None for a model without."""
-    has_balance = config.model.head == "d3" and config.d3.parts == "d3"
     never = config.balance.start_ratio == 1
-    return d3_balance(config.balance, start_step=0) if has_balance and not never else None
+    return d3_balance(config.balance, start_step=0) if config.has_balance and not never else None
 
 
 class Parts(NamedTuple):
