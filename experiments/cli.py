@@ -332,7 +332,7 @@ class Search(Settings):
     trials: int = 30
     """Settings to try, those of an earlier call included."""
     seeds: int = 3
-    """Runs of the best settings, for their spread."""
+    """Runs of the three best settings; the best mean wins."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("searched.json")
     """The preset file to write, for --config; the trials are in a .db file beside it."""
     table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open")] = None

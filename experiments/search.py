@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -28,6 +28,10 @@ from experiments.train import stop_signals, training_data
 
 START_TRIALS = 5
 """Trials at random, before any is drawn by what the others gave or cut short."""
+
+FINALISTS = 3
+"""Trials whose settings are trained with every seed. One seed's spread is as large as most gains,
+so the best of many trials owes much of its lead to luck."""
 
 Report = Callable[[int, float], None]
 """Told the number of an evaluation and its metric; may raise to end the trial."""
@@ -59,6 +63,13 @@ class Search:
         return self.config.train.monitor == "logloss"
 
 
+class Final(NamedTuple):
+    """One of the best trials, and what its settings reach with each seed."""
+
+    trial: optuna.trial.FrozenTrial
+    values: list[float]
+
+
 class Watcher(Silence):
     """Reports each evaluation of a training loop, and remembers the best."""
 
@@ -74,7 +85,8 @@ class Watcher(Silence):
 
 
 def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
-    """Runs trials until there are `plan.trials`, then the best one's seeds; writes the preset.
+    """Runs trials until there are `plan.trials`, then the best few with every seed; writes the one
+    with the best mean as a preset.
 
     The same call goes on with the study's file. Raises `ConfigError` when that file is of other
     settings or data, `TrainingError` when no trial came to its end, and `Preempted` when it was
@@ -91,14 +103,11 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
         return finished
     with stop_signals() as should_stop:
         _run_trials(study, plan, prepared, console, should_stop)
-        best = SPACES[plan.space].draw(optuna.trial.FixedTrial(study.best_params), plan.config)
-        values = [
-            train_on_validation(
-                replace(best, train=replace(best.train, seed=seed)), prepared, should_stop
-            )
-            for seed in range(plan.seeds)
+        finals = [
+            Final(trial, _run_final(study, trial, plan, prepared, console, should_stop))
+            for trial in finalists(study)
         ]
-    preset = describe(plan, study, best, values)
+    preset = describe(plan, study, finals)
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     plan.out.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     console.print(
@@ -192,10 +201,20 @@ def train_on_validation(
     return progress.best_metric
 
 
-def describe(
-    plan: Search, study: optuna.Study, best: Config, values: list[float]
-) -> dict[str, Any]:
+def finalists(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The best trials that came to their end, settings that were drawn twice once."""
+    trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    ranked = sorted(trials, key=lambda trial: trial.value or 0.0, reverse=maximize)
+    distinct = {json.dumps(trial.params, sort_keys=True): trial for trial in reversed(ranked)}
+    return list(reversed(distinct.values()))[:FINALISTS]
+
+
+def describe(plan: Search, study: optuna.Study, finals: list[Final]) -> dict[str, Any]:
     """The preset file: a configuration, and what it reached over seeds on validation rows."""
+    sign = 1 if plan.lower_is_better else -1
+    trial, values = min(finals, key=lambda final: sign * np.mean(final.values))
+    best = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
     scenario = plan.config.train.monitor_scenario
     counts = {
         state.name.lower(): len(study.get_trials(deepcopy=False, states=[state]))
@@ -209,7 +228,10 @@ def describe(
         "values": values,
         "space": plan.space,
         "trials": counts,
-        "found": study.best_params,
+        "finalists": [
+            {"trial": final.trial.number, "mean": float(np.mean(final.values))} for final in finals
+        ],
+        "found": trial.params,
     }
 
 
@@ -231,6 +253,34 @@ def _run_trials(
             f"none of {plan.trials} trials came to its end; look at the lines above, and give "
             "more --trials or another --space"
         )
+
+
+def _run_final(
+    study: optuna.Study,
+    trial: optuna.trial.FrozenTrial,
+    plan: Search,
+    prepared: Prepared,
+    console: Console,
+    should_stop: Callable[[int], bool],
+) -> list[float]:
+    """What a trial's settings reach with each seed; the study's file keeps what is known."""
+    config = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
+    values = []
+    for seed in range(plan.seeds):
+        known = trial.value if seed == plan.config.train.seed else None
+        name = f"trial {trial.number}, seed {seed}"
+        value = study.user_attrs.get(name, known)
+        if value is None:
+            seeded = replace(config, train=replace(config.train, seed=seed))
+            value = train_on_validation(seeded, prepared, should_stop)
+            study.set_user_attr(name, value)
+        values.append(value)
+    console.print(
+        f"trial {trial.number + 1} with every seed: {np.mean(values):.4f} "
+        f"({', '.join(f'{value:.4f}' for value in values)})",
+        soft_wrap=True,
+    )
+    return values
 
 
 def _finished(plan: Search) -> dict[str, Any] | None:

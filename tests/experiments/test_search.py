@@ -25,7 +25,7 @@ from data_pipelines.columns import Prepared
 from experiments import search as searching
 from experiments.cli import main, parse
 from experiments.presets import read_preset
-from experiments.search import Search, search, search_table, train_on_validation
+from experiments.search import Search, finalists, search, search_table, train_on_validation
 from experiments.spaces import SPACES, check_space, paper, wide
 from experiments.tables import MLP, Method, Table
 from tests.experiments.conftest import said
@@ -76,7 +76,9 @@ def test_the_best_is_written_with_its_spread_and_train_reads_it(
     assert preset["std"] == pytest.approx(0.01)
     assert preset["metric"] == "logloss of all validation rows"
     assert sum(preset["trials"].values()) == 12
-    assert [config.train.seed for config, _ in quick[12:]] == [0, 1, 2]
+    # The trial itself was seed 0; three settings get the other two.
+    assert [config.train.seed for config, _ in quick[12:]] == [1, 2] * 3
+    assert len(preset["finalists"]) == 3
     verb = parse(["train", "data", "--config", str(tmp_path / "best.json"), "--epochs", "7"])
     assert verb.chosen() == replace(best, train=replace(best.train, epochs=7))
 
@@ -95,13 +97,44 @@ def test_a_search_goes_on_without_repeating_itself(
     prepared: Path, tmp_path: Path, quick: Trained
 ) -> None:
     search(prepared, plan(tmp_path, trials=4), QUIET)
-    assert len(quick) == 4 + 3
+    assert len(quick) == 4 + 3 * 2
     search(prepared, plan(tmp_path, trials=4), QUIET)
-    assert len(quick) == 4 + 3
+    assert len(quick) == 4 + 3 * 2
     search(prepared, plan(tmp_path, trials=9), QUIET)
-    assert len(quick) == 4 + 3 + 5 + 3
-    rates = [config.optimizer.learning_rate for config, _ in (*quick[:4], *quick[7:12])]
+    rates = [config.optimizer.learning_rate for config, _ in (*quick[:4], *quick[10:15])]
     assert len(set(rates)) == 9
+    # A seed of a finalist of before is not trained again.
+    runs = [(config.optimizer.learning_rate, config.train.seed) for config, _ in quick]
+    assert len(set(runs)) == len(runs)
+
+
+def test_the_best_mean_wins_not_the_luckiest_trial(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial with the best value is lucky: with other seeds its settings are the worst."""
+    values: dict[float, int] = {}
+
+    def luck(config: Config, prepared: Prepared, should_stop: Any, report: Any = None) -> float:
+        number = values.setdefault(config.optimizer.learning_rate, len(values))
+        lucky = number == 2
+        if config.train.seed == 0:
+            return 0.1 if lucky else 0.2 + number / 100
+        return 0.9 if lucky else 0.3
+
+    monkeypatch.setattr(searching, "train_on_validation", luck)
+    preset = search(prepared, plan(tmp_path, trials=5), QUIET)
+    assert [final["trial"] for final in preset["finalists"]] == [2, 0, 1]
+    assert preset["values"] == [0.2, 0.3, 0.3]
+    assert preset["found"]["learning_rate"] == next(iter(values))
+
+
+def test_settings_drawn_twice_are_one_finalist() -> None:
+    study = optuna.create_study(direction="maximize")
+    space = {"rate": optuna.distributions.FloatDistribution(0, 1)}
+    for rate, value in ((0.1, 0.5), (0.1, 0.5), (0.2, 0.7), (0.3, 0.1), (0.4, 0.2)):
+        made = optuna.trial.create_trial(params={"rate": rate}, distributions=space, value=value)
+        study.add_trial(made)
+    assert [trial.params["rate"] for trial in finalists(study)] == [0.2, 0.1, 0.4]
 
 
 def test_a_trial_that_was_cut_short_counts_for_nothing(
