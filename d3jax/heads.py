@@ -37,7 +37,8 @@ from d3jax.fusion import (
     fusion_gate,
 )
 from d3jax.generation import HiddenParams, declare_hidden, feature_hidden
-from d3jax.layers import Dense, declare_mlp, dense, mlp, select, stacked_dense
+from d3jax.grouping import own_mlp
+from d3jax.layers import Dense, declare_mlp, dense, mlp
 from d3jax.parameters import Tree
 
 
@@ -165,10 +166,7 @@ def towers(layers: Sequence[int]) -> Head:
     def apply(
         params: tuple[Dense, ...], state: Tree, hidden: Array, inputs: Inputs, mode: Mode
     ) -> tuple[Output, Tree]:
-        for layer in params[:-1]:
-            hidden = jax.nn.relu(stacked_dense(layer, hidden))
-        logits = select(stacked_dense(params[-1], hidden), inputs.scenario)
-        return Output(logits.squeeze(-1)), state
+        return Output(own_mlp(params, hidden, inputs.scenario).squeeze(-1)), state
 
     return Head(declare, apply)
 

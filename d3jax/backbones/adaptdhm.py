@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
+from d3jax.backbones.star import StarDense, declare_star_dense, star_blocks
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.grouping import collect, group_rows, spread
 from d3jax.options import AdaptDHMOptions
 from d3jax.parameters import Tree, declare_array, normal
 
@@ -62,10 +63,11 @@ def adaptdhm(head: Head, options: AdaptDHMOptions) -> Backbone:
         centres = state.centres
         if mode.train:
             centres = follow(centres, directions, inputs.mask, mode, options)
-        cluster = nearest(centres, directions)
-        hidden = inputs.flat
+        groups = group_rows(nearest(centres, directions), options.clusters)
+        blocks = spread(groups, inputs.flat)
         for layer in params.layers:
-            hidden = jax.nn.relu(star_dense(layer, hidden, cluster))
+            blocks = jax.nn.relu(star_blocks(layer, blocks, groups))
+        hidden = collect(groups, blocks)
         output, head_state = head.apply(params.head, state.head, hidden, inputs, mode)
         return output, AdaptDHMState(centres, head_state)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.grouping import own_mlp
 from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
 from d3jax.meta import declare_scenarios
 from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
@@ -165,7 +166,7 @@ def _forward(
     if isinstance(forward, StarDense):
         outputs = star_dense(forward, hidden, inputs.scenario)
     else:
-        outputs = select(stacked_dense(forward, hidden), inputs.scenario)
+        outputs = own_mlp([forward], hidden, inputs.scenario)
     return dense(tail[-1], mlp(tail[:-1], jax.nn.relu(outputs))).squeeze(-1)
 
 
@@ -183,7 +184,7 @@ def _networks(
     updated = []
     for index, (common, specific) in enumerate(zip(params.shared, params.own, strict=True)):
         shared = stacked_dense(common, shared)
-        own = select(stacked_dense(specific, own), inputs.scenario)
+        own = own_mlp([specific], own, inputs.scenario)
         if params.norms:
             flat = shared.reshape(shared.shape[0], -1)
             flat, first = _normalize(params.norms[index][0], state[index][0], flat, inputs, mode)

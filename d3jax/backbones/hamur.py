@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
 from d3jax.errors import ConfigError
+from d3jax.grouping import own_mlp
 from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
 from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.options import HAMUROptions
@@ -123,9 +124,7 @@ def own_layers(
     layers: Sequence[Dense], hidden: Float[Array, "B I"], scenario: Int[Array, " B"]
 ) -> Float[Array, "B W"]:
     """Each row through its scenario's copy of the layers, each followed by the activation."""
-    for layer in layers:
-        hidden = jax.nn.relu(select(stacked_dense(layer, hidden), scenario))
-    return hidden
+    return jax.nn.relu(own_mlp(layers, hidden, scenario)) if layers else hidden
 
 
 def instance_matrix(hyper: Sequence[Dense], flat: Float[Array, "B I"]) -> Float[Array, "B R R"]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
 from d3jax.fusion import GateParams, declare_gate, fusion_gate
+from d3jax.grouping import own_mlp
 from d3jax.heads import dense_head
 from d3jax.layers import Dense, declare_dense, dense, select, stacked_dense
 from d3jax.normalization import (
@@ -155,7 +156,7 @@ def expert_outputs(
     """
     if params.norms is None:
         shared = stacked_dense(params.experts.shared, features)
-        own = own_experts(params.experts.own, features, inputs.scenario)
+        own = own_mlp([params.experts.own], features, inputs.scenario)
         return jax.nn.relu(shared), jax.nn.relu(own), state
     for_shared, shared_moments = batch_norm(
         params.norms.shared, state.shared, features, inputs.mask, mode
@@ -164,18 +165,8 @@ def expert_outputs(
         params.norms.own, state.own, features, inputs.scenario, inputs.mask, mode
     )
     shared = stacked_dense(params.experts.shared, for_shared)
-    own = own_experts(params.experts.own, for_own, inputs.scenario)
+    own = own_mlp([params.experts.own], for_own, inputs.scenario)
     return shared, own, ExpertMoments(shared_moments, own_moments)
-
-
-def own_experts(
-    params: Dense, hidden: Float[Array, "B F"], scenario: Int[Array, " B"]
-) -> Float[Array, "B M W"]:
-    """The dense layers of the M experts of each row's scenario, out of all that are stacked."""
-    scenarios, experts = params.kernel.shape[:2]
-    side_by_side = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params)
-    outputs = stacked_dense(side_by_side, hidden)
-    return select(outputs.reshape(hidden.shape[0], scenarios, experts, -1), scenario)
 
 
 def mixture_weights(

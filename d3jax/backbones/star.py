@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
-from d3jax.fusion import GateParams, declare_gate, fuse, fusion_gate
+from d3jax.fusion import GateParams, declare_gate, fusion_gate
+from d3jax.grouping import Groups, collect, group_rows, own_dense, owned, spread
 from d3jax.heads import dense_head
-from d3jax.layers import Dense, select, stacked_dense
+from d3jax.layers import Dense
 from d3jax.meta import declare_scenarios
 from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.options import STAROptions
@@ -136,10 +137,22 @@ def star_dense(
     hidden: Float[Array, "B I"],
     scenario: Int[Array, " B"],
     gate: Float[Array, "B 2"] | None = None,
+) -> Float[Array, "B O"]:
+    """A single `star_blocks`, for rows in the order of the batch."""
+    groups = group_rows(scenario, params.own_bias.shape[0])
+    gates = None if gate is None else spread(groups, gate)
+    return collect(groups, star_blocks(params, spread(groups, hidden), groups, gates))
+
+
+def star_blocks(
+    params: StarDense,
+    blocks: Float[Array, "G R I"],
+    groups: Groups,
+    gate: Float[Array, "G R 2"] | None = None,
     *,
     gate_scale: float = 1.0,
     gate_bias: bool = False,
-) -> Float[Array, "B O"]:
+) -> Float[Array, "G R O"]:
     """`hidden · (W_s ⊙ W) + b_s + b`, with the gate `hidden · (g₀ W_s ⊙ g₁ W) + b_s + b`.
 
     Both gate values are numbers of the row, so they scale its input and no row needs a kernel
@@ -147,13 +160,13 @@ def star_dense(
     g₀ b_s + g₁ b.
     """
     if gate is not None:
-        hidden = hidden * (gate_scale * gate[:, :1] * gate[:, 1:])
+        blocks = blocks * (gate_scale * gate[..., :1] * gate[..., 1:])
     kernels = Dense(params.own_kernel * params.kernel[None], bias=None)
-    outputs = select(stacked_dense(kernels, hidden), scenario)
-    own_bias = params.own_bias[scenario]
+    outputs = own_dense(kernels, blocks, groups)
+    own_bias = owned(params.own_bias, groups.owner)[:, None]
     if gate is not None and gate_bias:
-        return outputs + fuse(gate, own_bias, params.bias, additive=True)
-    return outputs + own_bias + params.bias[None]
+        return outputs + gate[..., :1] * own_bias + gate[..., 1:] * params.bias[None, None]
+    return outputs + own_bias + params.bias[None, None]
 
 
 def star_network(
@@ -164,14 +177,17 @@ def star_network(
     options: STAROptions,
 ) -> Float[Array, " B"]:
     """Star-shaped layers to the logit, the activation between them; one gate for all."""
+    groups = group_rows(scenario, layers[0].own_bias.shape[0])
+    blocks = spread(groups, hidden)
+    gates = None if gate is None else spread(groups, gate)
     for index, layer in enumerate(layers):
         gated = index == 0 or options.gate_depth == "all"
-        hidden = star_dense(
+        blocks = star_blocks(
             layer,
-            hidden if index == 0 else jax.nn.relu(hidden),
-            scenario,
-            gate if gated else None,
+            blocks if index == 0 else jax.nn.relu(blocks),
+            groups,
+            gates if gated else None,
             gate_scale=options.gate_scale,
             gate_bias=options.gate_bias,
         )
-    return hidden.squeeze(-1)
+    return collect(groups, blocks).squeeze(-1)

@@ -15,10 +15,11 @@ from d3jax.backbones.star import (
     declare_star_dense,
     partitioned_norm,
     star,
-    star_dense,
+    star_blocks,
     star_network,
 )
 from d3jax.base import EVALUATION, Backbone, Inputs, Mode, Output, Sizes
+from d3jax.grouping import collect, group_rows, spread
 from d3jax.layers import dense, mlp
 from d3jax.normalization import BatchNorm, Moments, batch_norm
 from d3jax.options import STAROptions
@@ -333,10 +334,11 @@ def test_a_gated_layer_is_the_ungated_one_times_both_gates_before_the_bias(
     hidden, _ = draw(declare_array((B, 5)))
     own = jax.random.uniform(jax.random.key(0), (B, 1))
     gate = jnp.concatenate([own, 1 - own], axis=1)
-    scenario = jnp.asarray(ALL)
-    bias = params.own_bias[scenario] + params.bias[None]
-    ungated = star_dense(params, hidden, scenario) - bias
-    gated = star_dense(params, hidden, scenario, gate, gate_scale=scale) - bias
+    groups = group_rows(jnp.asarray(ALL), S)
+    blocks, gates = spread(groups, hidden), spread(groups, gate)
+    bias = params.own_bias[jnp.asarray(ALL)] + params.bias[None]
+    ungated = collect(groups, star_blocks(params, blocks, groups)) - bias
+    gated = collect(groups, star_blocks(params, blocks, groups, gates, gate_scale=scale)) - bias
     close(gated, scale * own * (1 - own) * ungated)
 
 
