@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from d3jax.base import Activation
 from d3jax.layers import Dense
@@ -72,6 +72,11 @@ def spread(groups: Groups, values: Float[Array, "B *F"]) -> Float[Array, "G R *F
 def collect(groups: Groups, blocks: Float[Array, "G R *F"]) -> Float[Array, "B *F"]:
     """The rows in their order again."""
     return blocks.reshape(-1, *blocks.shape[2:])[groups.place]
+
+
+def present(groups: Groups, mask: Bool[Array, " B"]) -> Bool[Array, "G R"]:
+    """Which places hold a row that is real."""
+    return jnp.take(mask, groups.row, mode="fill", fill_value=False)
 
 
 # As gathers, both ways: the scatters that JAX would derive take several times as long on CPUs.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from d3jax.base import Declared, Mode
+from d3jax.grouping import Groups, collect, group_rows, present, spread
 from d3jax.layers import for_rows, sum_rows
 from d3jax.parameters import declare_array, ones, zeros
 
@@ -75,19 +76,37 @@ def scenario_batch_norm(
     A scenario with fewer than two rows in the batch is normalised by its running moments, which
     stay as they are.
     """
+    groups = group_rows(scenario, moments.mean.shape[0])
+    blocks, moments = block_batch_norm(params, moments, spread(groups, hidden), groups, mask, mode)
+    return collect(groups, blocks), moments
+
+
+def block_batch_norm(
+    params: BatchNorm,
+    moments: Moments,
+    blocks: Float[Array, "G R F"],
+    groups: Groups,
+    mask: Bool[Array, " B"],
+    mode: Mode,
+) -> tuple[Float[Array, "G R F"], Moments]:
+    """`scenario_batch_norm` of rows in blocks; `mask` is that of the rows in their order."""
     used = moments
     if mode.train:
-        member = (scenario[:, None] == jnp.arange(moments.mean.shape[0])[None]) & mask[:, None]
-        weight = member.astype(hidden.dtype)
-        rows = mode.total(weight.sum(0))[:, None]
-        mean = mode.total(weight.T @ hidden) / jnp.maximum(rows, 1.0)
-        centred = hidden - mean[scenario]
-        variance = mode.total(weight.T @ centred**2) / jnp.maximum(rows, 1.0)
+        real = present(groups, mask).astype(blocks.dtype)
+        member = jax.nn.one_hot(groups.owner, moments.mean.shape[0], dtype=blocks.dtype)
+        rows = mode.total(member.T @ real.sum(1))[:, None]
+
+        def mean_of(values: Float[Array, "G R F"]) -> Float[Array, "S F"]:
+            sums = jnp.einsum("gr,grf->gf", real, values)
+            return mode.total(member.T @ sums) / jnp.maximum(rows, 1.0)
+
+        mean = mean_of(blocks)
+        variance = mean_of((blocks - _own(mean, groups)) ** 2)
         used = _where(rows >= 2, Moments(mean, variance), moments)
         moments = renewed(moments, used)
-    scale = jax.lax.rsqrt(used.variance + EPSILON)
-    normal = (hidden - used.mean[scenario]) * scale[scenario]
-    return normal * params.scale[scenario] + params.offset[scenario], moments
+    scale = params.scale * jax.lax.rsqrt(used.variance + EPSILON)
+    normal = (blocks - _own(used.mean, groups)) * _own(scale, groups)
+    return normal + _own(params.offset, groups), moments
 
 
 def batch_moments(
@@ -120,6 +139,10 @@ def renewed(moments: Moments, used: Moments) -> Moments:
         moments,
         jax.lax.stop_gradient(used),
     )
+
+
+def _own(stack: Float[Array, "S F"], groups: Groups) -> Float[Array, "G 1 F"]:
+    return stack[groups.owner][:, None]
 
 
 def _where(enough: Bool[Array, "..."], batch: Moments, running: Moments) -> Moments:

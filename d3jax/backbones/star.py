@@ -20,7 +20,7 @@ from d3jax.grouping import Groups, collect, group_rows, own_dense, owned, spread
 from d3jax.heads import dense_head
 from d3jax.layers import Dense
 from d3jax.meta import declare_scenarios
-from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
+from d3jax.normalization import BatchNorm, Moments, block_batch_norm, declare_batch_norm
 from d3jax.options import STAROptions
 from d3jax.parameters import Tree, declare_array, glorot, normal
 
@@ -78,10 +78,11 @@ def star(options: STAROptions, gate_layers: Sequence[int] | None) -> Backbone:
         params: STARParams, state: Moments, inputs: Inputs, mode: Mode
     ) -> tuple[Output, Moments]:
         gate = None if params.gate is None else fusion_gate(params.gate, inputs.x)
-        normed, state = partitioned_norm(
-            params.norm, state, inputs.flat, inputs.scenario, inputs.mask, mode
-        )
-        logits = star_network(params.layers, normed, inputs.scenario, gate, options)
+        groups = group_rows(inputs.scenario, params.scenario.shape[0])
+        blocks = spread(groups, inputs.flat)
+        normed, state = partitioned_norm(params.norm, state, blocks, groups, inputs.mask, mode)
+        gates = None if gate is None else spread(groups, gate)
+        logits = collect(groups, star_network(params.layers, normed, groups, gates, options))
         known = jnp.concatenate([inputs.flat, params.scenario[inputs.scenario]], axis=1)
         side, _ = auxiliary.apply(params.auxiliary, (), known, inputs, mode)
         return Output(logits + side.logits, gate=gate), state
@@ -98,11 +99,11 @@ def declare_partitioned_norm(scenarios: int, features: int) -> Declared:
 def partitioned_norm(
     params: PartitionedNorm,
     moments: Moments,
-    hidden: Float[Array, "B F"],
-    scenario: Int[Array, " B"],
+    blocks: Float[Array, "G R F"],
+    groups: Groups,
     mask: Bool[Array, " B"],
     mode: Mode,
-) -> tuple[Float[Array, "B F"], Moments]:
+) -> tuple[Float[Array, "G R F"], Moments]:
     """Rows normalised by their scenario's moments, scaled by γ ⊙ γ_s and moved by β + β_s.
 
     STAR was published for batches of a single scenario; here a batch may mix them.
@@ -111,7 +112,7 @@ def partitioned_norm(
         scale=params.shared.scale[None] * params.own.scale,
         offset=params.shared.offset[None] + params.own.offset,
     )
-    return scenario_batch_norm(affine, moments, hidden, scenario, mask, mode)
+    return block_batch_norm(affine, moments, blocks, groups, mask, mode)
 
 
 def declare_star_dense(
@@ -171,23 +172,20 @@ def star_blocks(
 
 def star_network(
     layers: Sequence[StarDense],
-    hidden: Float[Array, "B I"],
-    scenario: Int[Array, " B"],
-    gate: Float[Array, "B 2"] | None,
+    blocks: Float[Array, "G R I"],
+    groups: Groups,
+    gate: Float[Array, "G R 2"] | None,
     options: STAROptions,
-) -> Float[Array, " B"]:
+) -> Float[Array, "G R"]:
     """Star-shaped layers to the logit, the activation between them; one gate for all."""
-    groups = group_rows(scenario, layers[0].own_bias.shape[0])
-    blocks = spread(groups, hidden)
-    gates = None if gate is None else spread(groups, gate)
     for index, layer in enumerate(layers):
         gated = index == 0 or options.gate_depth == "all"
         blocks = star_blocks(
             layer,
             blocks if index == 0 else jax.nn.relu(blocks),
             groups,
-            gates if gated else None,
+            gate if gated else None,
             gate_scale=options.gate_scale,
             gate_bias=options.gate_bias,
         )
-    return collect(groups, blocks).squeeze(-1)
+    return blocks.squeeze(-1)

@@ -60,6 +60,8 @@ def place(mesh: Mesh, layout: Tree, tree: Tree) -> Tree:
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     """This process' rows as its part of one batch spread over all devices."""
     rows = NamedSharding(mesh, P(DATA_AXIS))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, rows)  # The same, in half the time.
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(rows, np.asarray(array)), batch
     )

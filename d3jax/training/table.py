@@ -56,8 +56,9 @@ def read_rows(
     """The vectors of this device's slots, zero for an empty one."""
     if not sharded:
         return lookup(EmbeddingParams(table), rows)
-    mine = lookup(EmbeddingParams(table), places[:, None])[:, 0]
-    vectors = lax.psum_scatter(mine, DATA_AXIS, scatter_dimension=0, tiled=True)
+    vectors = lookup(EmbeddingParams(table), places[:, None])[:, 0]
+    if not _alone():
+        vectors = lax.psum_scatter(vectors, DATA_AXIS, scatter_dimension=0, tiled=True)
     return vectors.reshape(*rows.shape, table.shape[1])
 
 
@@ -102,5 +103,12 @@ def _gathered_gradient(touched: Touched, sharded: bool) -> Float[Array, "R D"]:
 
 def _gather(local: Array, sharded: bool) -> Array:
     """All devices' entries in order; for a replicated table, known to be the same everywhere."""
+    if sharded and _alone():
+        return local
     to = "varying" if sharded else "invarying"
     return lax.all_gather(local, DATA_AXIS, tiled=True, to=to)
+
+
+def _alone() -> bool:
+    """Whether there is one device: XLA copies what it would send to itself."""
+    return lax.axis_size(DATA_AXIS) == 1

@@ -319,11 +319,13 @@ def test_with_neutral_scenarios_it_is_batch_norm_mlp_and_auxiliary() -> None:
 def test_partitioned_norm_of_one_scenario_is_batch_norm() -> None:
     model = case()
     p, inputs = model.params.norm, model.inputs(np.full(B, 1, np.int32))
-    ours, _ = partitioned_norm(p, model.state, inputs.flat, inputs.scenario, inputs.mask, TRAIN)
+    groups = group_rows(inputs.scenario, S)
+    blocks = spread(groups, inputs.flat)
+    ours, _ = partitioned_norm(p, model.state, blocks, groups, inputs.mask, TRAIN)
     affine = BatchNorm(p.shared.scale * p.own.scale[1], p.shared.offset + p.own.offset[1])
     ordinary = jax.tree.map(lambda moment: moment[1], model.state)
     theirs, _ = batch_norm(affine, ordinary, inputs.flat, inputs.mask, TRAIN)
-    close(ours[MASK], theirs[MASK])
+    close(collect(groups, ours)[MASK], theirs[MASK])
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -344,10 +346,14 @@ def test_a_gated_layer_is_the_ungated_one_times_both_gates_before_the_bias(
 
 def test_an_even_gate_scaled_by_four_is_neutral() -> None:
     model = case("gate scale")
-    hidden, scenario = model.inputs().flat, jnp.asarray(ALL)
-    even = jnp.full((B, 2), 0.5)
-    gated = star_network(model.params.layers, hidden, scenario, even, model.options)
-    close(gated, star_network(model.params.layers, hidden, scenario, None, model.options))
+    groups = group_rows(jnp.asarray(ALL), S)
+    blocks = spread(groups, model.inputs().flat)
+    even = jnp.full((*blocks.shape[:2], 2), 0.5)
+    gated, plain = (
+        star_network(model.params.layers, blocks, groups, gate, model.options)
+        for gate in (even, None)
+    )
+    close(collect(groups, gated), collect(groups, plain))
 
 
 def test_both_gate_values_learn_and_the_auxiliary_network_is_ungated() -> None:
