@@ -1,6 +1,6 @@
-"""How time and memory grow with the rows of a step and with the number of fields.
+"""How time and memory grow with the rows of a step, the number of fields and that of scenarios.
 
-python -m experiments.bench.growth
+python -m experiments.bench.growth --out growth.md
 
 With the size of the embedding table: `table_growth`; with the number of devices: `communication`;
 with the rows of the data: `loader` and `ali_ccp_raw`.
@@ -9,7 +9,8 @@ with the rows of the data: `loader` and `ali_ccp_raw`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ from rich.table import Table
 
 from experiments.bench.children import ChildError, Request, ask
 from experiments.bench.rank import variant_of
-from experiments.bench.variants import Variant, reference, with_update
-from experiments.bench.workload import FIELD_COUNTS
+from experiments.bench.variants import Family, Variant, reference, with_update
+from experiments.bench.workload import FIELD_COUNTS, SCENARIO_COUNTS
+
+HEADINGS = ("step", "model", "ms", "rows/s", "scored rows/s", "peak GB")
 
 
 @dataclass(frozen=True)
@@ -31,71 +34,114 @@ class Growth:
     """Rows of a step at Ali-CCP's size."""
     field_counts: tuple[int, ...] = FIELD_COUNTS
     """Fields of 10,000 ids each, in steps of 2,048 rows."""
+    scenario_counts: tuple[int, ...] = SCENARIO_COUNTS
+    """Scenarios, in steps of 2,048 rows of 8 fields; for backbones that have layers for each."""
     ranks: tuple[int, ...] = (0, 32)
     """Of D3's generator; 0 is the paper's form."""
-    plain: bool = True
-    """A plain network too."""
     seconds: float = 3.0
     """How long each kind of call is measured, at least two steps."""
     rounds: int = 1
+    out: Path | None = None
+    """Where to write the table as Markdown."""
 
 
 class Size(NamedTuple):
-    """One line of the table."""
+    """What a step is made of, and the models that take it."""
 
     text: str
     workload: str
     batch_size: int
+    models: dict[str, Variant]
+
+
+class Cost(NamedTuple):
+    """Of a training step, scoring, and the process that does both."""
+
+    train_rows: float
+    """A second."""
+    score_rows: float
+    gigabytes: float
+    """The most that the process held."""
 
 
 def sizes(bench: Growth) -> Iterator[Size]:
-    """All that are measured."""
+    """All that are measured; every model moves only the table's rows that a batch has."""
+    ranks = {f"D3, rank {rank}" if rank else "D3, the paper's": rank for rank in bench.ranks}
+    models = {"plain": _own("plain")} | {name: variant_of(rank) for name, rank in ranks.items()}
     for rows in bench.batch_sizes:
-        yield Size(f"{rows:,} rows, 23 fields", "ali-ccp", rows)
+        yield Size(f"{rows:,} rows, 23 fields", "ali-ccp", rows, models)
     for count in bench.field_counts:
-        yield Size(f"2,048 rows, {count} fields", f"{count} fields", 2048)
+        yield Size(f"2,048 rows, {count} fields", f"{count} fields", 2048, models)
+    divided = {"STAR": _own("star"), "MMoE": _own("mmoe")}
+    for count in bench.scenario_counts:
+        yield Size(f"2,048 rows, {count} scenarios", f"{count} scenarios", 2048, divided)
 
 
-def models(bench: Growth) -> dict[str, Variant]:
-    """By the names in the table; all move only the table's rows that a batch has."""
-    plain = Variant("plain", "plain", "d3jax", with_update(reference("plain"), "lazy_adamw"))
-    names = {0: "D3, the paper's"}
-    found = {names.get(rank, f"D3, rank {rank}"): variant_of(rank) for rank in bench.ranks}
-    return ({"plain": plain} if bench.plain else {}) | found
-
-
-def measure(bench: Growth, size: Size, variant: Variant) -> tuple[str, str, str]:
-    """Milliseconds of a step, its rows a second, and the most memory that the process held."""
+def measure(bench: Growth, size: Size, variant: Variant) -> Cost:
+    """Medians over the rounds, each in a process of its own; raises what `ask` raises."""
     request = Request(
         action="time",
-        variant=replace(variant, name="growth"),
+        variant=variant,
         workload=size.workload,
         batch_size=size.batch_size,
         seconds=bench.seconds,
         candidates=1,
     )
     answers = [ask(request) for _ in range(bench.rounds)]
-    rate = median(answer["train"]["rows_per_second"] for answer in answers)
-    gigabytes = max(answer["peak_megabytes"] for answer in answers) / 1024
-    return f"{1000 * size.batch_size / rate:,.1f}", f"{rate:,.0f}", f"{gigabytes:.2f}"
+    return Cost(
+        median(answer["train"]["rows_per_second"] for answer in answers),
+        median(answer["score"]["rows_per_second"] for answer in answers),
+        max(answer["peak_megabytes"] for answer in answers) / 1024,
+    )
+
+
+def cells(bench: Growth, size: Size, name: str) -> tuple[str, ...]:
+    """One line of the table."""
+    try:
+        cost = measure(bench, size, size.models[name])
+    except ChildError as error:
+        return (size.text, name, "-", "-", "-", str(error))
+    return (
+        size.text,
+        name,
+        f"{1000 * size.batch_size / cost.train_rows:,.1f}",
+        f"{cost.train_rows:,.0f}",
+        f"{cost.score_rows:,.0f}",
+        f"{cost.gigabytes:.2f}",
+    )
+
+
+def markdown(lines: list[tuple[str, ...]]) -> str:
+    """The table, below what it shows."""
+    rows = [HEADINGS, ("---", "---", *["--:"] * (len(HEADINGS) - 2)), *lines]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return (
+        "# How a step grows\n\n`python -m experiments.bench.growth`: a training step in "
+        "milliseconds, rows a second that are trained and scored, and the most memory that the "
+        f"process held.\n\n{table}\n"
+    )
 
 
 def main(bench: Growth) -> None:
-    """Measures every cell in a process of its own, and prints the table."""
+    """Measures every line, prints the table and writes it."""
     console = Console(log_path=False)
-    table = Table(title="a training step, and the process that takes it")
-    for heading in ("step", "model", "ms", "rows/s", "peak GB"):
+    table = Table(title="a training step, scoring, and the process that does them")
+    for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in ("step", "model") else "right")
+    lines = []
     for size in sizes(bench):
-        for name, variant in models(bench).items():
-            try:
-                cells = measure(bench, size, variant)
-            except ChildError as error:
-                cells = ("-", "-", str(error))
-            console.log(size.text, name, *cells)
-            table.add_row(size.text, name, *cells)
+        for name in size.models:
+            lines.append(cells(bench, size, name))
+            console.log(*lines[-1])
+            table.add_row(*lines[-1])
+            if bench.out:
+                bench.out.write_text(markdown(lines), encoding="utf-8")
         table.add_section()
     console.print(table)
+
+
+def _own(family: Family) -> Variant:
+    return Variant("growth", family, "d3jax", with_update(reference(family), "lazy_adamw"))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,16 @@ WORKLOADS |= {
     for count in FIELD_COUNTS
 }
 
+SCENARIO_COUNTS = (3, 10, 30, 100)
+"""Of the sizes that show how the cost grows with the number of scenarios."""
+
+WORKLOADS |= {
+    f"{count} scenarios": Workload(
+        f"{count} scenarios", (10_000,) * 8, tuple(1 / (n + 1) for n in range(count))
+    )
+    for count in SCENARIO_COUNTS
+}
+
 
 def make_schema(workload: Workload) -> Schema:
     """Single-valued fields, and scenarios that are called by their number."""
