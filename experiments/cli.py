@@ -50,7 +50,7 @@ from experiments.sources import Preparation
 
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
-PresetName = Literal["synthetic", "movielens", "text", "official"]
+PresetName = Literal["best", "synthetic", "movielens", "text", "official"]
 TableName = Literal[1, 2, 3, "open"]
 
 
@@ -88,7 +88,8 @@ class Settings:
     m3oe: M3oEOptions
     adaptdhm: AdaptDHMOptions
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME")] = None
-    """synthetic, movielens, text or official: the configuration that the flags below change."""
+    """best, synthetic, movielens, text or official: the configuration that the flags below change.
+    Without one, train has best for your data and synthetic for its own; the others have text."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A preset file, such as d3jax search writes, instead of a preset's name."""
     compile_cache: bool = True
@@ -127,7 +128,7 @@ class Train(Settings):
             self._run_seeds(config, console)
             return
         given = self.prepared or self.preset or self.config or self.out
-        if self.resume is not None and (given or config != _preset_of(())):
+        if self.resume is not None and (given or config != PRESETS["synthetic"]):
             raise ConfigError("--resume takes a run as it is; give it alone, or start a new run")
         with together(self.hosts, console):
             if self.resume is None:
@@ -419,12 +420,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str]) -> Verb:
     """The verb that the arguments ask for. Raises `ConfigError` for values out of range."""
+    verb = _parse(arguments, "synthetic")
+    own_data = isinstance(verb, Train) and verb.prepared is not None
+    return _parse(arguments, "best") if own_data else verb
+
+
+def _parse(arguments: Sequence[str], trained: PresetName) -> Verb:
+    """`trained` is the preset of a training run that names none."""
     subcommand = tyro.conf.subcommand
-    train = subcommand("train", default=Train(**vars(_preset_of(arguments))))
+    train = subcommand("train", default=Train(**vars(_preset_of(arguments, trained))))
     settings = vars(_preset_of(arguments, "text"))
     compare = subcommand("compare", default=Compare(**settings, prepared=tyro.MISSING))
     search = subcommand("search", default=Search(**settings, prepared=tyro.MISSING))
-    chaos = subcommand("chaos", default=Chaos(**vars(_saved_often(_preset_of(arguments)))))
+    chaos = subcommand("chaos", default=Chaos(**vars(_saved_often(_preset_of(arguments, trained)))))
     verbs = (
         Annotated[Prepare, subcommand("prepare")]
         | Annotated[Train, train]
@@ -441,7 +449,7 @@ def parse(arguments: Sequence[str]) -> Verb:
     return tyro.cli(cast(Any, verbs), prog="d3jax", description=_ABOUT, args=arguments)
 
 
-def _preset_of(arguments: Sequence[str], default: PresetName = "synthetic") -> Config:
+def _preset_of(arguments: Sequence[str], default: PresetName) -> Config:
     """The configuration that `--preset` or `--config` names, before the flags that change it.
 
     Raises `ConfigError` for both at once, and for a file that is no preset.

@@ -51,14 +51,13 @@ def html(comparison: Comparison, figures: Mapping[str, Path]) -> str:
     sections = [
         f"<h1>{title}</h1>",
         f"<p>{escape(LEGEND)}</p>",
-        f"<p><code>{escape(comparison.command)}</code></p>",
+        *([f"<p><code>{escape(comparison.command)}</code></p>"] if comparison.command else []),
         f"<h2>How to read this</h2><p>{escape(READING)}</p>",
         *(f"<h2>{escape(TITLES[m])}</h2>{_table(comparison, m)}" for m in METRICS),
         f"<h2>{escape(INTERVALS)}</h2>{_intervals(comparison)}",
         "<h2>Pictures</h2>",
         *(_figure(caption, path) for caption, path in figures.items()),
-        "<h2>Differences from the base</h2>",
-        _differences(comparison),
+        *_differences(comparison),
         *_remarks(comparison),
         "<h2>Settings</h2>",
         f"<details><summary>The configuration that the methods change</summary>"
@@ -102,11 +101,12 @@ def _cell(text: str, summary: Summary) -> str:
     return f"<td{kind}>{escape(text)}</td>"
 
 
-def _differences(comparison: Comparison) -> str:
+def _differences(comparison: Comparison) -> Iterator[str]:
     """Every tested difference with its p-values, before and after the correction."""
     titles = ["method", "base", "metric", "scenario", "value", "difference", "p", "p (Holm)"]
-    rows = [_row("th", titles), *_tests(comparison)]
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
+    if tests := list(_tests(comparison)):
+        yield "<h2>Differences from the base</h2>"
+        yield f'<div class="wide"><table>{_row("th", titles)}{"".join(tests)}</table></div>'
 
 
 def _tests(comparison: Comparison) -> Iterator[str]:

@@ -6,12 +6,14 @@ import ast
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from d3jax import config, options
 from experiments.cli import main, parse
+from experiments.presets import BEST
 
 Refused = pytest.CaptureFixture[str]
 
@@ -81,9 +83,10 @@ def test_flags_reach_the_configuration() -> None:
     assert (verb.train.seed, verb.d3.gate_layers) == (7, (6,))
 
 
-def test_the_preset_is_the_synthetic_one_unless_named() -> None:
-    assert parse(["train"]).model.bottom_layers == (32, 16)
-    assert parse(["train", "--preset=text"]).model.bottom_layers == (128, 64)
+def test_flags_change_the_preset_that_own_data_has() -> None:
+    verb = parse(["train", "data", "--epochs", "3", "--generator-rank", "8"])
+    assert verb.d3 == replace(BEST.d3, generator_rank=8)
+    assert verb.train == replace(BEST.train, epochs=3)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from d3jax.model import build_model
 from d3jax.parameters import count, named_leaves
 from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
-from experiments.cli import PresetName, Train, parse
-from experiments.presets import OFFICIAL, PRESETS, SYNTHETIC
+from experiments.cli import PresetName, Settings, Train, parse
+from experiments.presets import BEST, OFFICIAL, PRESETS, SYNTHETIC, TEXT
 
 SCHEMA = Schema(
     (Field("user", 20), Field("item", 15), Field("place", 4)), ("home", "slot"), "place"
@@ -49,10 +49,22 @@ def test_a_preset_on_the_command_line_is_the_configuration(name: str, spelling: 
     assert Config(**sections) == PRESETS[name]
 
 
-def test_without_a_name_it_is_the_one_of_the_embedded_data() -> None:
-    verb = parse(["train"])
-    assert isinstance(verb, Train)
-    assert (verb.model, verb.optimizer) == (SYNTHETIC.model, SYNTHETIC.optimizer)
+@pytest.mark.parametrize(
+    ("arguments", "preset"),
+    [
+        (["train"], SYNTHETIC),
+        (["train", "data"], BEST),
+        (["train", "data", "--preset", "synthetic"], SYNTHETIC),
+        (["compare", "data", "--table", "1"], TEXT),
+        (["search", "data"], TEXT),
+    ],
+)
+def test_without_a_name_it_depends_on_the_verb_and_the_data(
+    arguments: list[str], preset: Config
+) -> None:
+    verb = parse(arguments)
+    assert isinstance(verb, Settings)
+    assert verb.chosen() == preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
