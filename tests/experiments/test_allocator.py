@@ -3,10 +3,12 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from experiments import allocator
 from experiments.allocator import keep_freed_memory
 
 FAULTS = """
@@ -22,16 +24,53 @@ for _ in range(5):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+HUGE = r"""
+import re
+from pathlib import Path
+from experiments import allocator
+{call}
+kept = b"x" * 2**27  # An array of NumPy's asks for huge pages itself.
+smaps = Path("/proc/self/smaps").read_text()
+heap = re.split(r"\n(?=[0-9a-f]+-)", smaps)
+for name in ("Rss", "AnonHugePages"):
+    kilobytes = [re.search(name + ": +([0-9]+)", part)[1] for part in heap if "[heap]" in part]
+    print(sum(map(int, kilobytes)) // 1024)
+"""
 
-def faults(call: str) -> int:
-    """Page faults of five arrays of 128 MB, one after the other, in a process of its own."""
-    script = [sys.executable, "-c", FAULTS.format(call=call)]
-    return int(subprocess.run(script, check=True, capture_output=True).stdout)
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux'")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux'")
+def run(script: str, call: str) -> list[int]:
+    """The numbers that a process of its own prints."""
+    command = [sys.executable, "-c", script.format(call=call)]
+    return [int(number) for number in subprocess.check_output(command).split()]
+
+
+@linux_only
 def test_what_is_freed_needs_no_fresh_pages() -> None:
-    assert faults("keep_freed_memory()") < 0.1 * faults("")
+    """Five arrays of 128 MB, one after the other."""
+    assert run(FAULTS, "keep_freed_memory()")[0] < 0.1 * run(FAULTS, "")[0]
+
+
+@linux_only
+def test_what_is_kept_lies_in_huge_pages_and_nothing_more_is_used() -> None:
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this system has no huge pages")
+    resident, huge = run(HUGE, "allocator.keep_freed_memory()")
+    assert huge >= 64
+    assert resident < 400
+
+
+@linux_only
+def test_a_system_that_counts_memory_before_it_is_used_is_asked_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    libc = SimpleNamespace(mallopt=lambda *_: 1, malloc=lambda size: asked.append("malloc"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(allocator, "_overcommit", lambda: "2")
+    keep_freed_memory()
+    assert asked == []
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
