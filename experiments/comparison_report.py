@@ -15,6 +15,7 @@ from d3jax.config import Config
 from d3jax.training.metrics import Evaluation
 from data_pipelines.columns import Prepared
 from experiments.cells import CellResult
+from experiments.markdown import markdown_table
 from experiments.paper import CAVEATS, printed
 from experiments.report import interval_text, number_text
 from experiments.statistics import METRICS, MetricName, Summary, summarize
@@ -155,11 +156,7 @@ def markdown(comparison: Comparison) -> str:
     """The whole report as Markdown."""
     parts = [f"# {comparison.table.title}", "", LEGEND, "", f"`{comparison.command}`"]
     for title, lines in sections(comparison).items():
-        rule = ["---", *("---:" for _ in lines[0][1:])]
-        parts += ["", f"## {title}", ""]
-        parts += [
-            "| " + " | ".join(map(_escaped, line)) + " |" for line in (lines[0], rule, *lines[1:])
-        ]
+        parts += ["", f"## {title}", "", *markdown_table(lines[0], lines[1:])]
     for title, notes in remarks(comparison).items():
         parts += ["", f"## {title}", "", *(f"- {note}" for note in notes)]
     return "\n".join(parts) + "\n"
@@ -230,7 +227,3 @@ def _csv_row(
         comparison.weights(method),
         round(sum(cell.seconds for cell in cells) / len(cells), 1),
     ]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

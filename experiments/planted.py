@@ -28,6 +28,7 @@ from experiments.compare import Plan, compare
 from experiments.comparison_figures import mean_attention
 from experiments.comparison_report import Comparison
 from experiments.evaluate import best_possible, planted_fields
+from experiments.markdown import markdown_table
 from experiments.presets import SYNTHETIC
 from experiments.tables import MLP, TITLES, Table, find_table
 
@@ -157,7 +158,7 @@ def markdown(found: Sequence[Outcome], command: str) -> str:
             lines.append([setting.varied, f"{setting.value:g}", method, *texts])
         best = [f"{by[setting, methods[0], group].best:.4f}" for group in groups]
         lines.append([setting.varied, f"{setting.value:g}", "best possible", *best])
-    parts += _markdown_table(head, lines)
+    parts += markdown_table(head, lines, 3)
     seeing = [one for one in found if one.precision is not None]
     if seeing:
         parts += ["", PRECISION, ""]
@@ -173,7 +174,7 @@ def markdown(found: Sequence[Outcome], command: str) -> str:
             ]
             for one in seeing
         ]
-        parts += _markdown_table(head, lines)
+        parts += markdown_table(head, lines, 3)
     return "\n".join(parts) + "\n"
 
 
@@ -233,11 +234,6 @@ def main(study: Study) -> None:
     save(draw(found, own, d3), study.out / "planted-gain")
     save(draw(found, MLP.name, d3), study.out / "planted-gain-mlp")
     console.print(f"planted.md, planted.csv and the pictures are in {study.out}")
-
-
-def _markdown_table(head: list[str], lines: Sequence[list[str]]) -> list[str]:
-    rule = ["---"] * len(head)
-    return ["| " + " | ".join(line) + " |" for line in (head, rule, *lines)]
 
 
 if __name__ == "__main__":

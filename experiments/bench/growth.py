@@ -22,6 +22,7 @@ from experiments.bench.children import ChildError, Request, ask
 from experiments.bench.rank import variant_of
 from experiments.bench.variants import Family, Variant, reference, with_update
 from experiments.bench.workload import FIELD_COUNTS, SCENARIO_COUNTS
+from experiments.markdown import markdown_table
 
 HEADINGS = ("step", "model", "ms", "rows/s", "scored rows/s", "peak GB")
 
@@ -113,8 +114,7 @@ def cells(bench: Growth, size: Size, name: str) -> tuple[str, ...]:
 
 def markdown(lines: list[tuple[str, ...]]) -> str:
     """The table, below what it shows."""
-    rows = [HEADINGS, ("---", "---", *["--:"] * (len(HEADINGS) - 2)), *lines]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = "\n".join(markdown_table(HEADINGS, lines, 2))
     return (
         "# How a step grows\n\n`python -m experiments.bench.growth`: a training step in "
         "milliseconds, rows a second that are trained and scored, and the most memory that the "
