@@ -154,7 +154,9 @@ def cell_text(summary: Summary) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The whole report as Markdown."""
-    parts = [f"# {comparison.table.title}", "", LEGEND, "", f"`{comparison.command}`"]
+    parts = [f"# {comparison.table.title}", "", LEGEND]
+    if comparison.command:
+        parts += ["", f"`{comparison.command}`"]
     for title, lines in sections(comparison).items():
         parts += ["", f"## {title}", "", *markdown_table(lines[0], lines[1:])]
     for title, notes in remarks(comparison).items():
