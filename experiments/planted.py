@@ -38,6 +38,9 @@ PRECISION = (
     "chance. The scenario's own field is left out."
 )
 
+MEASURED = ("sensitivities", "shares", "rows", "on", "seeds")
+"""The study's settings that decide its numbers."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -125,8 +128,8 @@ def outcomes(setting: Setting, comparison: Comparison) -> Iterator[Outcome]:
             if summary.mean is None or metrics.auc is None:
                 continue
             found: tuple[float | None, float | None, float | None] = (None, None, None)
-            if attention is not None and group in schema.scenarios:
-                row = schema.scenarios.index(group)
+            row = schema.scenarios.index(group) if group in schema.scenarios else None
+            if attention is not None and row is not None and planted[row, others].any():
                 raw, chance = precision(attention[row], planted[row], others)
                 lifted, _ = precision(attention[row] - attention.mean(0), planted[row], others)
                 found = raw, lifted, chance
@@ -207,10 +210,21 @@ def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
         axes.set_xticks(places, [f"{setting.value:g}" for setting in chosen])
         axes.set_xlabel(name)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylabel(f"AUC: {method} - {base}")
+        axes.set_ylabel("AUC gained")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=9)
+    figure.suptitle(f"What {method} adds to {base}", fontsize=10)
     return figure
+
+
+def command(study: Study) -> str:
+    """The command that runs the study, with the flags that say what is measured."""
+    values = {name: getattr(study, name) for name in MEASURED}
+    texts = [
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}".rstrip()
+        for name, value in values.items()
+    ]
+    return " ".join(["python -m experiments.planted", *texts])
 
 
 def main(study: Study) -> None:
@@ -227,9 +241,8 @@ def main(study: Study) -> None:
             write(synthetic(setting.data), folder / "data")
         plan = Plan(table, study.settings, study.seeds, folder)
         found += outcomes(setting, compare(folder / "data", plan, console))
-    command = f"python -m experiments.planted --seeds {study.seeds} --rows {study.rows}"
     write_table(study.out / "planted.csv", found)
-    (study.out / "planted.md").write_text(markdown(found, command), encoding="utf-8")
+    (study.out / "planted.md").write_text(markdown(found, command(study)), encoding="utf-8")
     own, d3 = (method.name for method in table.methods[1:])
     save(draw(found, own, d3), study.out / "planted-gain")
     save(draw(found, MLP.name, d3), study.out / "planted-gain-mlp")

@@ -12,7 +12,7 @@ import pytest
 from d3jax.config import Config, D3Config, ModelConfig, TrainConfig
 from data_pipelines.columns import open_prepared
 from experiments.evaluate import best_possible
-from experiments.planted import Study, main, precision, settings, three_methods
+from experiments.planted import Study, command, main, precision, settings, three_methods
 
 TINY = Config(
     model=ModelConfig(embedding_dim=4, bottom_layers=(8,), tower_layers=(4,)),
@@ -65,16 +65,28 @@ def test_d3_is_tested_against_its_backbone() -> None:
     ]
 
 
+def test_the_command_says_what_is_measured() -> None:
+    study = Study(sensitivities=(0.0, 2.0), shares=(), rows=9000, seeds=2, out=Path("there"))
+    assert command(study) == (
+        "python -m experiments.planted --sensitivities 0.0 2.0 --shares --rows 9000 "
+        "--on shared_bottom --seeds 2"
+    )
+
+
 def test_the_study_writes_a_table_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = Study(
-        sensitivities=(2.0,), shares=(), rows=20_000, seeds=1, out=tmp_path, settings=TINY
+        sensitivities=(0.0, 2.0), shares=(), rows=20_000, seeds=1, out=tmp_path, settings=TINY
     )
     main(study)
     text = (tmp_path / "planted.md").read_text()
     rows = list(csv.DictReader((tmp_path / "planted.csv").read_text().splitlines()))
-    assert len(rows) == 3 * 4
+    assert len(rows) == 2 * 3 * 4
+    # Without sensitivity nothing is planted that attention could find.
+    assert not any(row["precision"] for row in rows if row["value"] == "0.0")
+    assert "nan" not in text
+    rows = [row for row in rows if row["value"] == "2.0"]
     truth = best_possible(open_prepared(tmp_path / "sensitivity-2/data"), "test")
     assert truth is not None
     for row in rows:
