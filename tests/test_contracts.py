@@ -65,10 +65,13 @@ def sensible() -> dict[str, Config]:
 
 
 SENSIBLE = sensible()
+BEYOND_THE_PAPER = ("ple", "pepnet", "adasparse", "hamur", "m3oe", "adaptdhm")
 QUICK = {
     name
     for name in SENSIBLE
-    if name.endswith(("-own", "-d3")) or name.startswith("adi") or name == "shared_bottom-d3-d1"
+    if name.endswith("-own")
+    or (name.endswith("-d3-d3") and not name.startswith(BEYOND_THE_PAPER))
+    or name in ("shared_bottom-d3-d1", "shared_bottom-m2m_wg", "adi-pepnet_wg")
 }
 each = pytest.mark.parametrize(
     "name",
