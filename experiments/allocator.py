@@ -2,7 +2,7 @@
 
 A CPU step of D3 at Ali-CCP's size frees and asks again for some gigabytes. By default glibc gives
 large blocks back to the system at once, and millions of page faults a step follow. What is kept
-lies in huge pages where the system has them, which saves a fifth of a step's time again.
+lies in huge pages where the system has them, which saves about a sixth of a step's time again.
 """
 
 from __future__ import annotations
