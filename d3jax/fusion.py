@@ -16,6 +16,7 @@ from d3jax.base import Activation
 from d3jax.config import BiasFusion, KernelFusion
 from d3jax.generation import (
     GeneratorParams,
+    apply_kernels,
     declare_generator,
     generate_weights,
     mix_kernels,
@@ -132,16 +133,16 @@ def fused_layer(
     bias_hidden: Float[Array, "B M"] | None = None,
     kernel_additive: bool = False,
     bias_additive: bool = False,
-    budget: int = 2**28,
+    budget: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Float[Array, "B O"]:
     """`fused_layer_plain` with one generated tensor alive instead of several.
 
     The shared kernel is folded into the generator's once a step and the gate scales the inputs,
     so the only tensor per row is the kernel itself, [B I O]; where that would pass `budget`
-    numbers it is made in slices of O of a quarter of that, and made again for the gradient (a slice
-    has a few copies, and being small costs it nothing). With fewer terms
-    than inputs (R < I) the inputs meet the shared matrices first, and no row has a kernel at all.
+    numbers (None: `kernel_budget()`) it is made in slices of O of a quarter of that, and made
+    again for the gradient (a slice has a few copies, and being small costs it nothing). With fewer
+    terms than inputs (R < I) the inputs meet the shared matrices first, and no row has a kernel.
     `bias_hidden` generates the bias where it isn't `hidden` that does. `dtype` is what the row's
     kernel is made, kept and multiplied in; all else, and the result, is float32.
     """
@@ -164,8 +165,23 @@ def fused_layer(
     kernel, offset, terms, inputs = (
         array.astype(dtype) for array in (kernel, offset, terms, inputs)
     )
-    own = _contract(kernel, offset, terms, inputs, budget).astype(jnp.float32)
+    budget = kernel_budget() if budget is None else budget
+    own = _contract(kernel, offset, terms, inputs, budget)
     return own + common + bias
+
+
+COMPUTER_BUDGET = 2**28
+"""Numbers of generated kernels that may be alive in a computer's own memory: 1 GB of float32."""
+
+
+def kernel_budget() -> int:
+    """How many numbers of generated kernels may be alive at a time.
+
+    An accelerator, which has a memory of its own, gives a 32nd of its bytes; a number takes up to
+    four, and the gradient needs about as much again.
+    """
+    memory = jax.local_devices()[0].memory_stats()
+    return COMPUTER_BUDGET if memory is None else memory["bytes_limit"] // 32
 
 
 def _contract(
@@ -183,12 +199,11 @@ def _contract(
             # The small array is turned around, so that none of the large ones ever is.
             flat = jnp.moveaxis(weights[0], 1, 0).reshape(width, -1)
             images = (inputs @ flat).reshape(inputs.shape[0], rank, -1)
-            own = jnp.einsum("br,bro->bo", terms, images)
+            own = apply_kernels(terms, images)
         else:
-            generated = mix_kernels(terms, weights[0])
-            own = jnp.einsum("bi,bio->bo", inputs, generated)
+            own = apply_kernels(inputs, mix_kernels(terms, weights[0]))
         # Added to the kernels instead, the offset's gradient would be a sum over all of them.
-        return own + inputs @ weights[1]
+        return own + (inputs @ weights[1]).astype(jnp.float32)
 
     slices = _slices(outputs, inputs.shape[0] * min(rank, width) * outputs, budget)
     if slices == 1:

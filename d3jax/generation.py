@@ -5,7 +5,7 @@ Equations 9-10 of Jia et al. (AAAI 2024).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,13 +78,15 @@ def feature_hidden(
     activation: Activation = jax.nn.relu,
     *,
     outer: bool = True,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "B M"]:
     """What a row's weights are generated from: φ(h + φ(h W + b)), h by Eq. 9 (Eq. 10).
 
-    `outer=False` leaves out the activation around the sum, as the authors' code does.
+    `outer=False` leaves out the activation around the sum, as the authors' code does. `dtype` is
+    what the factors of the mixing product are rounded to.
     """
     hidden = field_hidden(params, selected)
-    mixed = hidden + activation(dense(params.mix, hidden))
+    mixed = hidden + activation(dense(params.mix, hidden, dtype))
     return activation(mixed) if outer else mixed
 
 
@@ -125,3 +127,27 @@ def _mix_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, A
 
 
 mix_kernels.defvjp(_mix_forward, _mix_backward)
+
+
+@jax.custom_vjp
+def apply_kernels(
+    inputs: Float[Array, "B I"], kernels: Float[Array, "B I O"]
+) -> Float[Array, "B O"]:
+    """Each row through its own kernel, summed in float32 whatever the kernels are kept in.
+
+    Left to itself, JAX takes the gradient of the kernels with I last, and turns it around.
+    """
+    return jnp.einsum("bi,bio->bo", inputs, kernels, preferred_element_type=jnp.float32)
+
+
+def _apply_forward(inputs: Array, kernels: Array) -> tuple[Array, tuple[Array, Array]]:
+    return apply_kernels(inputs, kernels), (inputs, kernels)
+
+
+def _apply_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    inputs, kernels = saved
+    gradient = gradient.astype(inputs.dtype)
+    return jnp.einsum("bo,bio->bi", gradient, kernels), inputs[:, :, None] * gradient[:, None]
+
+
+apply_kernels.defvjp(_apply_forward, _apply_backward)

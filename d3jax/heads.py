@@ -63,6 +63,7 @@ class GeneratedHeadParams(NamedTuple):
 def d3_generator(config: D3Config) -> Generator:
     """Domain division and modelling: layers from the fields that attention selects (Eq. 6-13)."""
     shared = config.parts != "d1"
+    dtype = jnp.bfloat16 if config.precision == "bf16" else jnp.float32
 
     def declare(sizes: Sizes, sites: Sequence[tuple[int, int]]) -> D3Params:
         width = sizes.num_fields * config.field_hidden
@@ -86,10 +87,11 @@ def d3_generator(config: D3Config) -> Generator:
         scaled = config.attention_scaled
         selected, logits = select_features(params.attention, inputs.x, scaled=scaled)
         source = lax.stop_gradient(selected) if config.detach_generator else selected
-        hidden = feature_hidden(params.hidden, source, outer=config.outer_activation)
+        units = partial(feature_hidden, outer=config.outer_activation, dtype=dtype)
+        hidden = units(params.hidden, source)
         bias_hidden = None
         if params.bias_hidden is not None:
-            bias_hidden = feature_hidden(params.bias_hidden, source, outer=config.outer_activation)
+            bias_hidden = units(params.bias_hidden, source)
         gate = None
         if params.gate is not None:
             gate = fusion_gate(params.gate, inputs.x if config.gate_input == "raw" else selected)
@@ -103,7 +105,7 @@ def d3_generator(config: D3Config) -> Generator:
                 bias_hidden=bias_hidden,
                 kernel_additive=config.kernel_fusion == "additive",
                 bias_additive=config.bias_fusion == "additive",
-                dtype=jnp.bfloat16 if config.precision == "bf16" else jnp.float32,
+                dtype=dtype,
             )
 
         return Generated(layer, logits, gate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,11 @@ def declare_dense(
     return Dense(kernel, None if bias is None else declare_array((*stack, outputs), bias))
 
 
-def dense(params: Dense, hidden: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """The affine map of unstacked parameters."""
-    outputs = hidden @ params.kernel
+def dense(
+    params: Dense, hidden: Float[Array, "*B I"], dtype: Any = jnp.float32
+) -> Float[Array, "*B O"]:
+    """The affine map of unstacked parameters; the product is of numbers rounded to `dtype`."""
+    outputs = (hidden.astype(dtype) @ params.kernel.astype(dtype)).astype(jnp.float32)
     if params.bias is None:
         return outputs
     return outputs + jnp.expand_dims(params.bias, range(outputs.ndim - 1))

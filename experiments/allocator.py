@@ -11,6 +11,8 @@ import ctypes
 import mmap
 import os
 import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
@@ -21,11 +23,13 @@ HUGE_PAGE = 2**21
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed; does nothing where the C library is another.
+    """Tells glibc to keep what is freed; does nothing where the C library is another, or where
+    JAX has a plugin for an accelerator: its arrays lie there, and its compiler's many threads
+    would wait for one heap.
 
     The process then never shrinks: its size is what it once needed.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or _has_accelerator_plugin():
         return
     libc = ctypes.CDLL(None)
     try:
@@ -37,6 +41,14 @@ def keep_freed_memory() -> None:
     mallopt(MMAP_MAX, 0)
     mallopt(ARENA_MAX, 1)
     _ask_for_huge_pages(libc)
+
+
+def _has_accelerator_plugin() -> bool:
+    """Whether JAX, which must not be imported yet, might run on anything but the cores."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] != "cpu"
+    return bool(entry_points(group="jax_plugins")) or find_spec("libtpu") is not None
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:

@@ -85,8 +85,15 @@ def build_ensemble(
     whole = NamedSharding(mesh, REPLICATED)
     return Ensemble(
         mesh=mesh,
-        train_step=jax.jit(mapped(step, (layout, ROWS), (layout, P())), donate_argnums=0),
-        score_step=jax.jit(mapped(score, (layout.params, layout.model_state, P(DATA_AXIS)), ROWS)),
+        train_step=jax.jit(
+            mapped(step, (layout, ROWS), (layout, P())),
+            donate_argnums=0,
+            compiler_options=options.compiler_options,
+        ),
+        score_step=jax.jit(
+            mapped(score, (layout.params, layout.model_state, P(DATA_AXIS)), ROWS),
+            compiler_options=options.compiler_options,
+        ),
         settle=jax.jit(settle),
         init=lambda: jax.jit(create, out_shardings=whole)(np.asarray(seeds, np.int32)),
     )

@@ -202,7 +202,9 @@ def build_parts(
         model=model,
         adapter=build_adapter(config, model, steps_per_epoch),
         optimizer=build_optimizer(config.optimizer, model, total_steps(train, steps_per_epoch)),
-        options=StepOptions(train.slices, train.on_nonfinite == "skip", debug),
+        options=StepOptions(
+            train.slices, train.on_nonfinite == "skip", debug, train.deterministic
+        ),
     )
 
 
@@ -229,7 +231,7 @@ def build_trainer(
         model=model,
         mesh=mesh,
         train_step=make_train_step(model, adapter, optimizer, mesh, options),
-        score_step=make_score_step(model, mesh, balance_of(config)),
+        score_step=make_score_step(model, mesh, balance_of(config), options),
         settle=make_settle(model, optimizer, mesh),
         init=jax.jit(create, out_shardings=places),
         abstract=jax.tree.map(

@@ -92,11 +92,18 @@ class StepOptions(NamedTuple):
     `slices`: parts that a device's share of the batch is computed in, one after another.
     `skip_bad`: a step whose loss or gradient isn't finite changes nothing but its own number.
     `debug`: stop at the operation that first gives a NaN; every step is then waited for.
+    `deterministic`: a GPU adds in the same order each time.
     """
 
     slices: int = 1
     skip_bad: bool = False
     debug: bool = False
+    deterministic: bool = False
+
+    @property
+    def compiler_options(self) -> dict[str, bool] | None:
+        """For XLA, which knows this one on every platform."""
+        return {"xla_gpu_deterministic_ops": True} if self.deterministic else None
 
 
 PLAIN_STEP = StepOptions()
@@ -156,7 +163,9 @@ def make_train_step(
         in_specs=(layout, SHARDED),
         out_specs=(layout, REPLICATED),
     )
-    return _debugged(mapped) if options.debug else jax.jit(mapped, donate_argnums=0)
+    if options.debug:
+        return _debugged(mapped)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=options.compiler_options)
 
 
 def device_train_step(
@@ -317,7 +326,12 @@ def make_settle(model: Model, optimizer: Optimizer, mesh: Mesh) -> Callable[...,
     return jax.jit(mapped)
 
 
-def make_score_step(model: Model, mesh: Mesh, balance: LossAdapter | None = None) -> ScoreStep:
+def make_score_step(
+    model: Model,
+    mesh: Mesh,
+    balance: LossAdapter | None = None,
+    options: StepOptions = PLAIN_STEP,
+) -> ScoreStep:
     """The jitted `scored = score_step(params, model_state, batch)` of evaluation mode.
 
     `balance` weighs the rows, without a state of its own; None leaves them unweighed.
@@ -328,7 +342,7 @@ def make_score_step(model: Model, mesh: Mesh, balance: LossAdapter | None = None
         in_specs=(params_specs(model), REPLICATED, SHARDED),
         out_specs=SHARDED,
     )
-    return jax.jit(mapped)
+    return jax.jit(mapped, compiler_options=options.compiler_options)
 
 
 def device_score_step(model: Model, balance: LossAdapter | None = None) -> ScoreStep:

@@ -21,6 +21,7 @@ from d3jax.training.step import TrainState
 from experiments.allocator import keep_freed_memory
 from experiments.bench.children import Request, serve
 from experiments.bench.measure import measure
+from experiments.bench.timing import peak_megabytes
 from experiments.bench.workload import WORKLOADS, make_batches, make_schema
 
 STEPS = 1000
@@ -113,6 +114,12 @@ def _host(arrays: dict[str, Any], schema: Schema) -> dict[str, Any]:
     return host | {TABLE: host[TABLE][: schema.num_rows]}
 
 
+def device_megabytes() -> float:
+    """The most memory that was in use, of the device where that has its own."""
+    memory = jax.local_devices()[0].memory_stats()
+    return peak_megabytes() if memory is None else memory["peak_bytes_in_use"] / 1e6
+
+
 def handle(request: Request) -> dict[str, Any]:
     """Answers a request about a d3jax variant."""
     schema = make_schema(WORKLOADS[request.workload])
@@ -120,11 +127,17 @@ def handle(request: Request) -> dict[str, Any]:
     config = replace(config, train=replace(config.train, batch_size=request.batch_size))
     trainer = build_trainer(schema, config, STEPS)
     if request.action == "reference":
+        # As torch multiplies unless told otherwise; a GPU's default rounds the factors.
+        jax.config.update("jax_default_matmul_precision", "highest")
         write_reference(request, trainer, config, schema)
         return {}
     runner = JaxRunner(trainer)
     return measure(
-        request, lambda: runner, lambda: runner, lambda: JaxServer(trainer, runner.state)
+        request,
+        lambda: runner,
+        lambda: runner,
+        lambda: JaxServer(trainer, runner.state),
+        device_megabytes,
     )
 
 

@@ -1,4 +1,8 @@
-"""What the machine can do at most: float32 matrix products and copies, by the best library."""
+"""What the machine can do at most: matrix products and copies, by the best library.
+
+On a computer's own cores float32 products, and copies by all threads; on an accelerator, where
+jax has one, its bfloat16 products and its copies.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +74,40 @@ def copy_rate(floats: int = COPIED) -> float:
     return 2 * source.nbytes / seconds
 
 
+ACCELERATED = 8192, 2**29
+"""Side and numbers that keep an accelerator busy."""
+
+
+def product_rate(dtype: str, precision: str | None = None, side: int = ACCELERATED[0]) -> float:
+    """FLOP/s of a product of two square matrices of random numbers on jax' device.
+
+    By default an accelerator rounds the factors of a float32 product; `precision` "highest" tells
+    it not to.
+    """
+    import jax
+
+    square = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    product = jax.jit(lambda a, b: jax.numpy.matmul(a, b, precision=precision))
+
+    def several() -> None:  # One alone may be shorter than the time to start it.
+        jax.block_until_ready([product(square, square) for _ in range(10)])
+
+    return 10 * 2 * side**3 / best_seconds(several)
+
+
+def device_copy_rate(numbers: int = ACCELERATED[1]) -> float:
+    """Bytes a second, read and written, of changing every number of an array on jax' device."""
+    import jax
+
+    array = jax.numpy.ones(numbers, "float32")
+    change = jax.jit(lambda values: values + 1)
+    return 2 * array.nbytes / best_seconds(lambda: jax.block_until_ready(change(array)))
+
+
 def measure_limits() -> Limits:
     """Each library in a process of its own, those that are installed."""
+    if _in_child("has accelerator"):
+        return Limits(_in_child("accelerator"), _in_child("device copy"), "jax, bfloat16")
     rates = {
         library: _in_child(library)
         for library in ("numpy", "jax", "torch")
@@ -89,6 +125,21 @@ def _in_child(what: str) -> float:
     return json.loads(done.stdout)
 
 
+def _measured(what: str) -> float:
+    match what:
+        case "has accelerator":
+            import jax
+
+            return float(jax.default_backend() != "cpu")
+        case "copy":
+            return copy_rate()
+        case "accelerator":
+            return product_rate("bfloat16")
+        case "device copy":
+            return device_copy_rate()
+        case _:
+            return matrix_rate(what)
+
+
 if __name__ == "__main__":
-    name = sys.argv[1]
-    sys.stdout.write(json.dumps(copy_rate() if name == "copy" else matrix_rate(name)))
+    sys.stdout.write(json.dumps(_measured(sys.argv[1])))

@@ -23,18 +23,22 @@ def measure(
     train: Callable[[], Runner],
     score: Callable[[], Scorer],
     serve: Callable[[], Scorer],
+    peak: Callable[[], float] = peak_megabytes,
 ) -> dict[str, Any]:
-    """Rates, latencies and memory; each of the three is made when its turn comes."""
+    """Rates, latencies and memory; each of the three is made when its turn comes.
+
+    `peak` says how many megabytes it took up to then, of the memory that the model lives in.
+    """
     workload = WORKLOADS[request.workload]
     batches = make_batches(workload, request.batch_size, 4)
     trained = training_rate(train(), batches, request.seconds)
     scored = scoring_rate(score(), batches, request.seconds)
-    peak = peak_megabytes()
+    megabytes = peak()
     server = serve()
     return {
         "train": asdict(trained),
         "score": asdict(scored),
-        "peak_megabytes": peak,
+        "peak_megabytes": megabytes,
         "latency": {
             rows: latencies(server, make_batches(workload, rows, 1)[0], request.seconds)
             for rows in (1, request.candidates)

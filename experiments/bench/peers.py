@@ -26,7 +26,7 @@ from experiments.bench.children import ChildError, Chosen, Request, ask
 from experiments.bench.limits import Limits, measure_limits
 from experiments.bench.results import Line, draw, make_line, results_table
 from experiments.bench.turns import Answers, Failures, take_turns
-from experiments.bench.variants import Family, Variant, variants
+from experiments.bench.variants import Family, Variant, bf16_variants, variants
 from experiments.bench.workload import WORKLOADS
 
 WorkloadName = Literal["tiny", "movielens", "ali-ccp"]
@@ -42,6 +42,8 @@ class PeersBench:
     """The models."""
     only: tuple[str, ...] = ()
     """Variants to measure, by their names in the table; empty: all of a family."""
+    bf16: bool = False
+    """Also variants that multiply bfloat16 numbers, for a GPU."""
     batch_size: int = 2048
     """Rows of a step."""
     rounds: int = 5
@@ -62,7 +64,7 @@ def compare(
     bench: PeersBench, workload: WorkloadName, family: Family, limits: Limits, console: Console
 ) -> tuple[list[Line], Failures, dict[str, Any]]:
     """The family's lines at one size, why others have none, and what the processes answered."""
-    known = variants(family)
+    known = variants(family) + (bf16_variants(family) if bench.bf16 else [])
     wanted = [variant for variant in known if not bench.only or variant.name in bench.only]
     with tempfile.TemporaryDirectory(dir=bench.directory) as folder:
         basis = Request(

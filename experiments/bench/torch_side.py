@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from experiments.bench.measure import measure
 from experiments.bench.timing import (
     Runner,
     latencies,
+    peak_megabytes,
     scoring_rate,
     training_rate,
 )
@@ -34,9 +36,14 @@ class TorchRunner:
     """A model of ours with its optimizers, as `timing.Runner` has it."""
 
     def __init__(
-        self, model: Embedded, optimizers: Sequence[torch.optim.Optimizer], compiled: bool
+        self,
+        model: Embedded,
+        optimizers: Sequence[torch.optim.Optimizer],
+        compiled: bool,
+        bf16: bool = False,
     ) -> None:
         self.model, self.optimizers = model, optimizers
+        self.rounded = partial(torch.autocast, DEVICE, torch.bfloat16, enabled=bf16)
         self.network = model.network
         if compiled:
             # STAR splits a batch by scenario, so its shapes differ from batch to batch.
@@ -45,7 +52,8 @@ class TorchRunner:
 
     def answer(self, batch: Batch) -> Answer:
         """The forward pass; looking embeddings up is left uncompiled."""
-        return self.network(self.model.embed(tensor(batch.ids)), tensor(batch.scenario))
+        with self.rounded():
+            return self.network(self.model.embed(tensor(batch.ids)), tensor(batch.scenario))
 
     def loss(self, batch: Batch) -> Tensor:
         """The weighted mean cross-entropy; its gradients are in the parameters afterwards."""
@@ -53,7 +61,7 @@ class TorchRunner:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         logits, weights = self.answer(batch)
-        losses = F.binary_cross_entropy_with_logits(logits, tensor(batch.label), weights)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), tensor(batch.label), weights)
         losses.backward()
         return losses
 
@@ -67,15 +75,25 @@ class TorchRunner:
     def score(self, batch: Batch) -> np.ndarray:
         """The logits."""
         self.model.eval()
-        return self.answer(batch)[0].numpy()
+        return self.answer(batch)[0].float().cpu().numpy()
 
     def wait(self) -> None:
-        """Nothing is ever under way."""
+        """On a computer's own cores nothing is ever under way."""
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def tensor(array: np.ndarray) -> Tensor:
-    """The same memory as a tensor."""
-    return torch.from_numpy(array)
+    """As a tensor where the model is; the same memory on a computer's own cores."""
+    return torch.from_numpy(array).to(DEVICE, non_blocking=True)
+
+
+def device_megabytes() -> float:
+    """The most memory that was in use, of the device where that has its own."""
+    return torch.cuda.max_memory_allocated() / 1e6 if DEVICE == "cuda" else peak_megabytes()
 
 
 def make_optimizers(
@@ -105,7 +123,7 @@ def make_runner(request: Request) -> Callable[[TorchSettings], Runner]:
 
         fuxi = FuxiRunner(schema, variant.config)
         return lambda settings: fuxi
-    model = build(schema, variant.config, variant.sparse)
+    model = build(schema, variant.config, variant.sparse).to(DEVICE)
     with np.load(Path(request.folder, "weights.npz")) as arrays:
         load(model, arrays)
     optimizers = make_optimizers(model, variant.config.optimizer, variant.sparse, variant.tuned)
@@ -114,7 +132,8 @@ def make_runner(request: Request) -> Callable[[TorchSettings], Runner]:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         torch.compiler.reset()
-        return TorchRunner(model, optimizers, settings.compiled)
+        bf16 = variant.bf16 and request.action != "check"
+        return TorchRunner(model, optimizers, settings.compiled, bf16)
 
     return under
 
@@ -139,6 +158,8 @@ def candidates(tuned: bool) -> list[TorchSettings]:
     """What to try: with a tuned variant, each number of threads, compiled and not."""
     if not tuned:
         return [TorchSettings()]
+    if DEVICE == "cuda":
+        return [TorchSettings(compiled=compiled) for compiled in (False, True)]
     most = torch.get_num_threads()
     return [TorchSettings(*pair) for pair in product(sorted({1, most}), (False, True))]
 
@@ -172,12 +193,15 @@ def time_variant(request: Request) -> dict[str, Any]:
         lambda: under(chosen.train),
         lambda: under(chosen.score),
         lambda: under(chosen.latency),
+        device_megabytes,
     )
 
 
 def handle(request: Request) -> dict[str, Any]:
     """Answers a request about a variant in torch."""
     torch.manual_seed(0)
+    if request.variant.tuned and request.action != "check":
+        torch.set_float32_matmul_precision("high")  # As jax multiplies on a GPU.
     return {"check": check, "probe": probe, "time": time_variant}[request.action](request)
 
 

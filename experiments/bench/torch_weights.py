@@ -62,4 +62,4 @@ def gradients(model: Embedded) -> Iterator[tuple[str, np.ndarray]]:
     for name, tensor, transposed in parameters(model):
         gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        yield name, (gradient.T if transposed else gradient).reshape(-1).numpy()
+        yield name, (gradient.T if transposed else gradient).reshape(-1).cpu().numpy()

@@ -177,7 +177,8 @@ def test_generated_kernels_past_the_budget_are_cut_to_a_quarter_of_it(
         return fused_layer(params, EVEN, hidden, inputs, budget=budget).sum()
 
     program = str(jax.make_jaxpr(jax.grad(loss))(params))
-    assert {int(found) for found in re.findall(rf"f32\[{B},{I},(\d+)\]", program)} == {width}
+    found = {int(number) for number in re.findall(rf"f32\[{B},{I},(\d+)\]", program)}
+    assert found - {1} == {width} - {1}, "a column of inputs is none of the kernels"
 
 
 def test_constant_generator_alone_is_a_dense_layer(draw: Draw) -> None:
