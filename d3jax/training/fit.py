@@ -202,9 +202,7 @@ def build_parts(
         model=model,
         adapter=build_adapter(config, model, steps_per_epoch),
         optimizer=build_optimizer(config.optimizer, model, total_steps(train, steps_per_epoch)),
-        options=StepOptions(
-            train.slices, train.on_nonfinite == "skip", debug, train.deterministic
-        ),
+        options=StepOptions(train.slices, train.on_nonfinite == "skip", debug, train.deterministic),
     )
 
 

@@ -7,7 +7,8 @@ has the table's size, but `dense_gradient`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -70,25 +71,73 @@ def dense_gradient(table: Table, touched: Touched, sharded: bool) -> Table:
     """
     empty = jnp.zeros_like(table)
     if sharded:
-        return empty.at[touched.places].add(_gathered_gradient(touched, sharded), mode="drop")
+        return _add_up(empty, touched.places, _gathered_gradient(touched, sharded))
     own = lax.pcast(empty, DATA_AXIS, to="varying")
-    return lax.psum(own.at[touched.rows].add(touched.gradient, mode="drop"), DATA_AXIS)
+    gradient = touched.gradient.reshape(-1, table.shape[1])
+    return lax.psum(_add_up(own, touched.rows.reshape(-1), gradient), DATA_AXIS)
 
 
 def sum_by_row(slot: Int[Array, " V"], touched: Touched, sharded: bool) -> RowSums:
-    """The gradient of every row that the batch touched, without sorting and without a table.
+    """The gradient of every row that the batch touched, without anything of the table's size."""
+    gradient = _gathered_gradient(touched, sharded)
+    return _by_platform(sums_of_sorted, sums_in_slots, slot, touched.places, gradient)
 
-    Each row remembers, in `slot`, one of the places that read it; all gradients of the row are
-    added up there. The scratch need not be cleared: only entries written a moment ago are read.
-    On a GPU, XLA may add in any order unless told to be deterministic.
-    """
-    places, size = touched.places, slot.shape[0]
+
+def sums_in_slots(
+    slot: Int[Array, " V"], places: Int[Array, " R"], gradient: Float[Array, "R D"]
+) -> RowSums:
+    """Each row remembers, in `slot`, one of the places that read it; all its gradients are added
+    up there. The scratch need not be cleared: only entries written a moment ago are read."""
     index = jnp.arange(places.size, dtype=jnp.int32)
     slot = slot.at[places].set(index, mode="drop")
     chosen = slot.at[places].get(mode="fill", fill_value=places.size)
-    gradient = _gathered_gradient(touched, sharded)
     sums = jnp.zeros_like(gradient).at[chosen].add(gradient, mode="drop")
-    return RowSums(jnp.where(chosen == index, places, size + index), sums, slot)
+    return RowSums(jnp.where(chosen == index, places, slot.shape[0] + index), sums, slot)
+
+
+def sums_of_sorted(
+    slot: Int[Array, " V"], places: Int[Array, " R"], gradient: Float[Array, "R D"]
+) -> RowSums:
+    """The gradients of a row are brought side by side, and a scan adds up each run of them; its
+    last one's place then stands for the row. `slot` is left as it is."""
+    size, index = slot.shape[0], jnp.arange(places.size, dtype=jnp.int32)
+    ordered, order = lax.sort_key_val(places, index)
+    ends = jnp.append(ordered[1:] != ordered[:-1], True)
+    begins = jnp.append(True, ends[:-1])
+
+    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        return left[0] | right[0], right[1] + jnp.where(right[0], 0.0, left[1])
+
+    _, totals = lax.associative_scan(add, (begins[:, None], gradient[order]))
+    last = ends & (ordered < size)
+    sums = _put(jnp.zeros_like(gradient), order, jnp.where(last[:, None], totals, 0.0))
+    row = _put(jnp.zeros_like(places), order, jnp.where(last, ordered, size + order))
+    return RowSums(row, sums, slot)
+
+
+def _add_up(array: Table, places: Int[Array, " R"], gradient: Float[Array, "R D"]) -> Table:
+    """The array with each gradient added at its place, where it has one."""
+
+    def sorted_first(array: Table, places: Array, gradient: Array) -> Table:
+        no_slot = jnp.zeros(array.shape[0], jnp.int32)
+        sums = sums_of_sorted(no_slot, places, gradient)
+        return _put(array, sums.row, sums.gradient)
+
+    def scattered(array: Table, places: Array, gradient: Array) -> Table:
+        return array.at[places].add(gradient, mode="drop")
+
+    return _by_platform(sorted_first, scattered, array, places, gradient)
+
+
+def _by_platform(gpu: Callable[..., Any], other: Callable[..., Any], *operands: Array) -> Any:
+    """A GPU adds in any order where several numbers go to one place, so that no two runs give the
+    same bits; sorting first costs it little. Elsewhere the order is always the same."""
+    return lax.platform_dependent(*operands, cuda=gpu, rocm=gpu, default=other)
+
+
+def _put(array: Array, places: Int[Array, " R"], values: Array) -> Array:
+    """Writes each value at its place, where it has one; the places are all different."""
+    return array.at[places].set(values, mode="drop", unique_indices=True)
 
 
 def squared_norm(gradient: Array, sharded: bool) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -156,20 +157,18 @@ def main(bench: AcceleratorBench) -> None:
     console.print(f"{device.device_kind}: {bandwidth / 1e12:.2f} TB/s", highlight=False)
     for name, rate in rates.items():
         console.print(f"  {name}: {rate / 1e12:.1f} TFLOP/s", highlight=False)
+    machine = {"device": device.device_kind, "flops": rates, "bandwidth": bandwidth}
     schema = make_schema(WORKLOADS[bench.workload])
     lines: list[Measured] = []
-    for rank in bench.ranks:
-        for precision in bench.precisions:
-            for rows in bench.batch_sizes:
-                console.log(f"rank {rank}, {precision}, {rows:,} rows")
-                config = config_of(precision, rank, rows)
-                lines.append(measure_step(config, bench, schema, rates[precision], bandwidth))
-    title = f"D3 at {bench.workload} on {device.device_kind}"
-    console.print(results_table(title, lines))
-    if bench.out:
-        machine = {"device": device.device_kind, "flops": rates, "bandwidth": bandwidth}
-        results = {"machine": machine, "results": [asdict(line) for line in lines]}
-        bench.out.write_text(json.dumps(results, indent=1))
+    for rank, precision, rows in product(bench.ranks, bench.precisions, bench.batch_sizes):
+        config = config_of(precision, rank, rows)
+        line = measure_step(config, bench, schema, rates[precision], bandwidth)
+        console.log(f"rank {rank}, {precision}, {rows:,} rows: {line.milliseconds:.2f} ms a step")
+        lines.append(line)
+        if bench.out:  # All so far, so that a run that is stopped has not been for nothing.
+            results = [asdict(line) for line in lines]
+            bench.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+    console.print(results_table(f"D3 at {bench.workload} on {device.device_kind}", lines))
 
 
 if __name__ == "__main__":

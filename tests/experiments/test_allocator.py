@@ -76,3 +76,20 @@ def test_a_system_that_counts_memory_before_it_is_used_is_asked_for_none(
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("platforms", "plugins", "kept"),
+    [("", [], True), ("", ["cuda12"], False), ("cpu", ["cuda12"], True), ("cuda,cpu", [], False)],
+)
+def test_arrays_on_an_accelerator_need_no_heap(
+    platforms: str, plugins: list[str], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    libc = SimpleNamespace(mallopt=lambda *option: asked.append(option[0]))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(allocator, "_overcommit", lambda: "2")
+    monkeypatch.setattr(allocator, "entry_points", lambda group: plugins)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    keep_freed_memory()
+    assert bool(asked) == (kept and sys.platform == "linux")

@@ -15,6 +15,7 @@ from d3jax.batch import Batch
 from d3jax.config import BalanceConfig, OptimizerConfig
 from d3jax.model import build_model
 from d3jax.parameters import DATA_AXIS
+from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy, d3_balance, unweighted
 from d3jax.training.optimizer import Optimizer, build_optimizer
 from d3jax.training.sharding import make_mesh, place_batch, replicate
@@ -240,3 +241,23 @@ def test_why_parameters_are_made_varying_before_the_gradient():
 
     np.testing.assert_allclose(gradient(cast=True), truth, rtol=1e-6)
     np.testing.assert_allclose(gradient(cast=False), 8 * truth, rtol=1e-6)
+
+
+def test_a_gpu_is_told_to_add_in_one_order_when_asked(schema, config, monkeypatch):
+    told = []
+    compiled = jax.jit
+
+    def jit(*arguments, compiler_options=None, **options):
+        told.append(compiler_options)
+        return compiled(*arguments, compiler_options=compiler_options, **options)
+
+    monkeypatch.setattr(jax, "jit", jit)
+    for asked, expected in ((False, None), (True, {"xla_gpu_deterministic_ops": True})):
+        told.clear()
+        train = dataclasses.replace(config.train, deterministic=asked, batch_size=64)
+        trainer = build_trainer(schema, dataclasses.replace(config, train=train), 1)
+        assert told.count(expected) >= 2, "the training and the scoring step"
+        state, _ = trainer.train_step(
+            trainer.init(), place_batch(trainer.mesh, make_batch(schema, 64, seed=0))
+        )
+        assert state.step == 1

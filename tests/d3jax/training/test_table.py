@@ -15,12 +15,13 @@ from d3jax.config import OptimizerConfig
 from d3jax.errors import ConfigError
 from d3jax.model import build_model
 from d3jax.parameters import DATA_AXIS, REPLICATED, SHARDED, Parameter, initialize
+from d3jax.training import table as tables
 from d3jax.training.catch_up import adamw_with_catch_up
 from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.fit import build_trainer
 from d3jax.training.optimizer import adamw, build_optimizer
 from d3jax.training.sharding import make_mesh, place_batch
-from d3jax.training.table import Touched, find_places
+from d3jax.training.table import Touched, find_places, sums_in_slots, sums_of_sorted
 from d3jax.training.table_update import Updated, dense, lazy_adamw, row_wise_adagrad
 from tests.d3jax.training.world import make_batch
 
@@ -133,6 +134,45 @@ def test_ten_steps_are_those_of_the_reference(name, devices, sharded):
     np.testing.assert_array_equal(settled, table)
     assert norm == pytest.approx((table_gradient(9) ** 2).sum(), rel=1e-5)
     assert np.abs(expected - start()).max() > 0.1
+
+
+@pytest.mark.parametrize("way", [sums_in_slots, sums_of_sorted])
+def test_both_ways_to_sum_by_row(way):
+    places = jnp.asarray(reads(3).ravel())
+    sums = way(jnp.zeros(V, jnp.int32), places, jnp.asarray(row_gradients(3).reshape(-1, D)))
+    inside = np.asarray(sums.row) < V
+    assert len(set(sums.row.tolist())) == len(sums.row), "no row is named twice"
+    np.testing.assert_array_equal(np.sort(sums.row[inside]), np.unique(places[places < V]))
+    np.testing.assert_array_equal(sums.row[inside], places[inside])
+    np.testing.assert_array_equal(sums.gradient[~inside], 0)
+    expected = table_gradient(3)[sums.row[inside]]
+    np.testing.assert_allclose(sums.gradient[inside], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("platform", "sorts"), [("cuda", 1), ("cpu", 0)])
+def test_a_gpu_sorts_so_that_it_adds_in_one_order(platform, sorts):
+    def sums(slot, rows, gradient):
+        return tables.sum_by_row(slot, Touched(rows, rows.reshape(-1), gradient), sharded=False)
+
+    mapped = jax.shard_map(sums, mesh=make_mesh(jax.devices()[:1]), in_specs=P(), out_specs=P())
+    operands = (jnp.zeros(V, jnp.int32), jnp.asarray(reads(0)), jnp.asarray(row_gradients(0)))
+    program = jax.export.export(jax.jit(mapped), platforms=[platform])(*operands).mlir_module()
+    assert program.count("stablehlo.sort") == sorts
+    adds = re.findall(r"stablehlo.scatter.*?stablehlo.return", program, re.DOTALL)
+    assert any("stablehlo.add" in scatter for scatter in adds) == (platform == "cpu")
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Sums as a GPU takes them."""
+    monkeypatch.setattr(tables, "_by_platform", lambda gpu, other, *operands: gpu(*operands))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("devices", "sharded"), LAYOUTS)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_ten_steps_on_a_gpu_are_those_of_the_reference(name, devices, sharded):
+    test_ten_steps_are_those_of_the_reference(name, devices, sharded)
 
 
 @pytest.mark.parametrize(("devices", "sharded"), LAYOUTS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 
 from d3jax.training.fit import build_trainer
-from experiments.bench.variants import TUNED, Family, text_d3, variants
+from experiments.bench.variants import TUNED, Family, bf16_variants, text_d3, variants
 from experiments.bench.workload import WORKLOADS, make_schema
 
 
@@ -20,6 +21,15 @@ def test_every_variant_is_a_model(family: Family) -> None:
     assert TUNED in names
     for variant in listed:
         build_trainer(make_schema(WORKLOADS["tiny"]), variant.config, 10)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_variants_for_a_gpu_round_to_bfloat16(family: Family) -> None:
+    torch, *ours = bf16_variants(family)
+    tuned = next(variant for variant in variants(family) if variant.name == TUNED)
+    assert torch == replace(tuned, name="torch, tuned, bf16", bf16=True)
+    assert [variant.config.d3.precision for variant in ours] == ["bf16"] * (2 * (family == "d3"))
+    assert not {variant.name for variant in (torch, *ours)} & {v.name for v in variants(family)}
 
 
 @pytest.mark.parametrize("family", get_args(Family))
