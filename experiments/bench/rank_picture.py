@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from experiments.bench.timing import Summary
+from experiments.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,16 @@ def title(rank: int) -> str:
 def table(results: list[RankResult]) -> str:
     """A Markdown table."""
     sizes = list(results[0].rates)
+    head = ["generator", f"AUC, {len(results[0].auc)} seeds", *(f"{s}, rows/s" for s in sizes)]
     lines = [
-        f"| generator | AUC, {len(results[0].auc)} seeds | "
-        + " | ".join(f"{size}, rows/s" for size in sizes)
-        + " |",
-        "|---|---|" + "---|" * len(sizes),
+        [
+            title(result.rank),
+            f"{np.mean(result.auc):.4f} ± {np.std(result.auc, ddof=1):.4f}",
+            *(f"{result.rates[size]:,.0f}" for size in sizes),
+        ]
+        for result in results
     ]
-    for result in results:
-        spread = f"{np.mean(result.auc):.4f} ± {np.std(result.auc, ddof=1):.4f}"
-        rates = " | ".join(f"{result.rates[size]:,.0f}" for size in sizes)
-        lines.append(f"| {title(result.rank)} | {spread} | {rates} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(markdown_table(head, lines, 2)) + "\n"
 
 
 def draw(results: list[RankResult], path: Path) -> None:

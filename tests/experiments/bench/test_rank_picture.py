@@ -35,7 +35,7 @@ def test_ranks_are_listed_with_the_papers_form_last(tmp_path: Path) -> None:
     main(RankPicture(tmp_path / "rank.json", runs, tmp_path / "out"))
     assert (tmp_path / "out.md").read_text().splitlines() == [
         "| generator | AUC, 2 seeds | movielens, rows/s | ali-ccp, rows/s |",
-        "|---|---|---|---|",
+        "| --- | --- | ---: | ---: |",
         "| 16 | 0.7000 ± 0.0000 | 20,004 | 4,000 |",
         "| the paper's | 0.7550 ± 0.0071 | 2,000 | 400 |",
     ]
