@@ -73,10 +73,26 @@ QUICK = {
     or (name.endswith("-d3-d3") and not name.startswith(BEYOND_THE_PAPER))
     or name in ("shared_bottom-d3-d1", "shared_bottom-m2m_wg", "adi-pepnet_wg")
 }
-each = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in SENSIBLE],
-)
+QUICK_ON_DEVICES = {
+    "plain-d3-d3",
+    "shared_bottom-own",
+    "shared_bottom-d3-d3",
+    "mmoe-own",
+    "adi-own",
+    "star-d3-d3",
+}
+"""Two compilations each, of programs for eight devices."""
+
+
+def each_of(quick: set[str]) -> pytest.MarkDecorator:
+    assert quick <= set(SENSIBLE)
+    return pytest.mark.parametrize(
+        "name",
+        [pytest.param(n, marks=[] if n in quick else pytest.mark.slow) for n in SENSIBLE],
+    )
+
+
+each = each_of(QUICK)
 
 
 def make_batch(schema: Schema = SCHEMA, seed: int = 0, rows: int = ROWS, real: int = REAL) -> Batch:
@@ -200,7 +216,7 @@ def two_steps(name: str, devices: int):
     return trainer, first, state
 
 
-@each
+@each_of(QUICK_ON_DEVICES)
 def test_eight_devices_equal_one_and_a_checkpoint_is_exact(name, tmp_path):
     _, (loss_one, moments_one), _ = two_steps(name, 1)
     trainer, (loss_eight, moments_eight), state = two_steps(name, 8)
