@@ -314,9 +314,10 @@ class TrainConfig:
     """What a loss or gradient that isn't finite does: stop the run, or skip the batch."""
     workers: int = 0
     """Processes that read batches; 0 reads in the training process."""
-    deterministic: bool = False
-    """On a GPU, the same bits whenever a run is repeated or resumed, for slower steps. A computer's
-    own cores and TPUs always give the same bits."""
+    deterministic: bool = True
+    """On a GPU, the same bits whenever a run is repeated or resumed; without it small steps are
+    up to a third faster, large ones by a few percent. A computer's own cores and TPUs always give
+    the same bits."""
 
     def __post_init__(self) -> None:
         one_of("monitor", self.monitor, get_args(Monitor))

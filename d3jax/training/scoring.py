@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -27,12 +28,25 @@ def score_batches(
 ) -> Iterator[tuple[Batch, Scored]]:
     """Each batch's real rows and what the model says of them, as host arrays, in order.
 
-    Where several processes share a batch, each gets its own rows.
+    The device has the next batch before one is waited for. Where several processes share a batch,
+    each gets its own rows.
     """
+    waiting: deque[tuple[Batch, Scored]] = deque()
     for batch in batches:
-        scored = score_step(params, model_state, place_batch(mesh, batch))
-        real = np.asarray(batch.mask)
-        yield jax.tree.map(lambda array, real=real: local_rows(array)[real], (batch, scored))
+        waiting.append((batch, score_step(params, model_state, place_batch(mesh, batch))))
+        if len(waiting) > AHEAD:
+            yield _real_rows(*waiting.popleft())
+    while waiting:
+        yield _real_rows(*waiting.popleft())
+
+
+AHEAD = 1
+"""Batches under way while the one before them is fetched; more were no faster."""
+
+
+def _real_rows(batch: Batch, scored: Scored) -> tuple[Batch, Scored]:
+    real = np.asarray(batch.mask)
+    return jax.tree.map(lambda array: local_rows(array)[real], (batch, scored))
 
 
 def collect_scores(scored: Iterable[tuple[Batch, Scored]], user_slot: int | None = None) -> Scores:

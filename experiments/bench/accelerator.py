@@ -54,6 +54,8 @@ class AcceleratorBench:
     """Of the generator; 0: the paper's."""
     batch_sizes: tuple[int, ...] = (2048, 4096, 8192, 16384)
     """Rows of a step."""
+    deterministic: bool = True
+    """Add in one order, as d3jax train does unless told otherwise."""
     seconds: float = 2.0
     """How long each kind of call is measured."""
     side: int = ACCELERATED[0]
@@ -82,13 +84,13 @@ class Measured:
     scored_per_second: float
 
 
-def config_of(precision: Precision, rank: int, rows: int) -> Config:
+def config_of(precision: Precision, rank: int, rows: int, deterministic: bool = True) -> Config:
     """D3 in the equations of the paper's text, its table moved by the rows of the batch alone."""
     config = with_update(text_d3(rank), "lazy_adamw")
     return replace(
         config,
         d3=replace(config.d3, precision=precision),
-        train=replace(config.train, batch_size=rows),
+        train=replace(config.train, batch_size=rows, deterministic=deterministic),
     )
 
 
@@ -161,7 +163,7 @@ def main(bench: AcceleratorBench) -> None:
     schema = make_schema(WORKLOADS[bench.workload])
     lines: list[Measured] = []
     for rank, precision, rows in product(bench.ranks, bench.precisions, bench.batch_sizes):
-        config = config_of(precision, rank, rows)
+        config = config_of(precision, rank, rows, bench.deterministic)
         line = measure_step(config, bench, schema, rates[precision], bandwidth)
         console.log(f"rank {rank}, {precision}, {rows:,} rows: {line.milliseconds:.2f} ms a step")
         lines.append(line)

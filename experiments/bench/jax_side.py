@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from d3jax.batch import Batch, Schema
 from d3jax.config import Config
 from d3jax.parameters import Tree, named_leaves
 from d3jax.training.fit import Trainer, build_adapter, build_trainer
+from d3jax.training.scoring import score_batches
 from d3jax.training.sharding import place_batch
-from d3jax.training.step import TrainState
+from d3jax.training.step import Scored, TrainState
 from experiments.allocator import keep_freed_memory
 from experiments.bench.children import Request, serve
 from experiments.bench.measure import measure
@@ -43,11 +45,19 @@ class JaxRunner:
         placed = place_batch(self.trainer.mesh, batch)
         self.state, _ = self.trainer.train_step(self.state, placed)
 
-    def score(self, batch: Batch) -> np.ndarray:
-        """The logits, with attention and gate as evaluation gets them."""
-        placed = place_batch(self.trainer.mesh, batch)
-        scored = self.trainer.score_step(self.state.params, self.state.model_state, placed)
+    def score_all(self, batches: Iterable[Batch]) -> None:
+        """As evaluation does, attention and gate with the logits."""
+        for _ in self._scored(batches):
+            pass
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Of each row."""
+        [(_, scored)] = self._scored([batch])
         return np.asarray(scored.logits)
+
+    def _scored(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Scored]]:
+        step, state = self.trainer.score_step, self.state
+        return score_batches(step, state.params, state.model_state, batches, self.trainer.mesh)
 
     def wait(self) -> None:
         """Until the last step is done."""
@@ -85,7 +95,7 @@ def write_reference(request: Request, trainer: Trainer, config: Config, schema: 
     gradients = named_leaves(_gradients(trainer, config, state, first))
     np.savez(folder / "gradients.npz", **_host(gradients, schema))
     runner = JaxRunner(trainer)
-    logits = runner.score(first)
+    logits = runner.logits(first)
     losses = []
     for batch in (first, second):
         placed = place_batch(trainer.mesh, batch)

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.bench.children import Request
 from experiments.bench.timing import (
+    BulkScorer,
     Runner,
     Scorer,
     latencies,
@@ -21,7 +22,7 @@ from experiments.bench.workload import WORKLOADS, make_batches
 def measure(
     request: Request,
     train: Callable[[], Runner],
-    score: Callable[[], Scorer],
+    score: Callable[[], BulkScorer],
     serve: Callable[[], Scorer],
     peak: Callable[[], float] = peak_megabytes,
 ) -> dict[str, Any]:

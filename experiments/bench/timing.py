@@ -9,7 +9,8 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,7 +30,14 @@ class Scorer(Protocol):
         """The logits of host arrays, as a host array."""
 
 
-class Runner(Scorer, Protocol):
+class BulkScorer(Protocol):
+    """A model that answers many batches."""
+
+    def score_all(self, batches: Iterable[Batch]) -> None:
+        """Brings the logits of each to the host; may have several under way."""
+
+
+class Runner(BulkScorer, Protocol):
     """A model with its optimizer, as the benchmark drives it."""
 
     def train(self, batch: Batch) -> None:
@@ -37,6 +45,19 @@ class Runner(Scorer, Protocol):
 
     def wait(self) -> None:
         """Returns when all steps are done."""
+
+
+class OneByOne(ABC):
+    """Scores many batches as `Scorer` scores one; torch does nothing before it is asked."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> np.ndarray:
+        """The answers of host arrays, as a host array."""
+
+    def score_all(self, batches: Iterable[Batch]) -> None:
+        """Each waits for the one before it."""
+        for batch in batches:
+            self.score(batch)
 
 
 @dataclass(frozen=True)
@@ -81,12 +102,11 @@ def training_rate(runner: Runner, batches: Sequence[Batch], seconds: float) -> R
     return _rate(steps, len(batches[0].label), seconds)
 
 
-def scoring_rate(runner: Scorer, batches: Sequence[Batch], seconds: float) -> Rate:
+def scoring_rate(runner: BulkScorer, batches: Sequence[Batch], seconds: float) -> Rate:
     """Rows a second that `runner` scores, measured as `training_rate` does."""
 
     def steps(count: int) -> None:
-        for step in range(count):
-            runner.score(batches[step % len(batches)])
+        runner.score_all(batches[step % len(batches)] for step in range(count))
 
     return _rate(steps, len(batches[0].label), seconds)
 

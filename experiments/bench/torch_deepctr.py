@@ -9,9 +9,10 @@ from deepctr_torch.models import WDL
 
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config
+from experiments.bench.timing import OneByOne
 
 
-class DeepCTRRunner:
+class DeepCTRRunner(OneByOne):
     """DeepCTR-Torch's Wide&Deep without its wide part, which leaves the plain network."""
 
     def __init__(self, schema: Schema, config: Config, l2: bool) -> None:

@@ -13,6 +13,7 @@ from fuxictr.pytorch.models import BaseModel
 
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config
+from experiments.bench.timing import OneByOne
 
 
 class FuxiDNN(BaseModel):
@@ -37,7 +38,7 @@ class FuxiDNN(BaseModel):
         return {"y_pred": self.mlp(embedded)}
 
 
-class FuxiRunner:
+class FuxiRunner(OneByOne):
     """FuxiCTR's own training step on that network."""
 
     def __init__(self, schema: Schema, config: Config) -> None:

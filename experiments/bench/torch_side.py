@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from experiments.bench.agreement import disagreements
 from experiments.bench.children import Chosen, Request, TorchSettings, serve
 from experiments.bench.measure import measure
 from experiments.bench.timing import (
+    OneByOne,
     Runner,
+    Scorer,
     latencies,
     peak_megabytes,
     scoring_rate,
@@ -32,7 +34,11 @@ from experiments.bench.torch_weights import gradients, load
 from experiments.bench.workload import WORKLOADS, make_batches, make_schema
 
 
-class TorchRunner:
+class TorchSide(Runner, Scorer, Protocol):
+    """What this side measures: all of it is the same object."""
+
+
+class TorchRunner(OneByOne):
     """A model of ours with its optimizers, as `timing.Runner` has it."""
 
     def __init__(
@@ -109,7 +115,7 @@ def make_optimizers(
     ]
 
 
-def make_runner(request: Request) -> Callable[[TorchSettings], Runner]:
+def make_runner(request: Request) -> Callable[[TorchSettings], TorchSide]:
     """A function that gives the variant's runner under other settings, the model staying one."""
     variant = request.variant
     schema = make_schema(WORKLOADS[request.workload])
@@ -128,7 +134,7 @@ def make_runner(request: Request) -> Callable[[TorchSettings], Runner]:
         load(model, arrays)
     optimizers = make_optimizers(model, variant.config.optimizer, variant.sparse, variant.tuned)
 
-    def under(settings: TorchSettings) -> Runner:
+    def under(settings: TorchSettings) -> TorchSide:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         torch.compiler.reset()

@@ -66,6 +66,19 @@ def test_a_mask_with_holes_drops_just_those_rows(schema):
     assert real.mask.all()
 
 
+def test_the_next_batch_is_under_way_while_one_is_looked_at(schema):
+    begun = []
+
+    def step(params, model_state, batch):
+        begun.append(int(batch.ids[0, 0]) // 64)
+        return numbers_as_logits(params, model_state, batch)
+
+    scored = score_batches(step, NO_PARAMS, (), numbered_batches(schema), make_mesh())
+    seen = [len(begun) for _ in scored]
+    assert begun == [0, 1, 2, 3]
+    assert seen == [2, 3, 4, 4]
+
+
 def test_two_processes_scores_come_in_the_order_of_one(monkeypatch):
     def piece(*numbers):
         rows = np.array(numbers, np.int32)

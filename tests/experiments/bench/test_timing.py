@@ -7,7 +7,14 @@ import pytest
 
 from d3jax.batch import Batch
 from experiments.bench import timing
-from experiments.bench.timing import latencies, observe, scoring_rate, summarize, training_rate
+from experiments.bench.timing import (
+    OneByOne,
+    latencies,
+    observe,
+    scoring_rate,
+    summarize,
+    training_rate,
+)
 from experiments.bench.workload import WORKLOADS, make_batches
 
 BATCHES = make_batches(WORKLOADS["tiny"], 8, 3)
@@ -28,7 +35,7 @@ class Clock:
         self.busy += seconds * (1 + others)
 
 
-class Model:
+class Model(OneByOne):
     """Compiles for 9 s, then takes half a second a step; remembers the batches it was given."""
 
     def __init__(self, clock: Clock, others: float = 0.0) -> None:
