@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,6 @@ class Observed(NamedTuple):
 
     scores: Scores
     attention: np.ndarray | None
-    gate: np.ndarray | None
     weight: np.ndarray | None
 
 
@@ -100,7 +99,6 @@ def observe(run: Run, loaded: Loaded, prepared: Prepared, split: str) -> Observe
     return Observed(
         scores,
         attention=mean_attention(received, scores.scenario),
-        gate=_joined([output.gate for _, output in scored]),
         weight=None if weight is None or np.ptp(weight) == 0 else weight,
     )
 
@@ -148,8 +146,9 @@ def figures(
             "loss-weights-over-training",
             balance_curves(weight, "mean loss weight, once rows are weighed", best_step, start),
         )
-    if observed.gate is not None:
-        specific = {name: observed.gate[rows, 0] for name, rows in groups.items()}
+    gates = observed.scores.gate
+    if gates is not None:
+        specific = {name: gates[rows] for name, rows in groups.items()}
         yield "gates", distributions(specific, GATE, note)
     if observed.weight is not None:
         weights = {name: observed.weight[rows] for name, rows in groups.items()}
@@ -218,9 +217,3 @@ def _calibration_note(evaluation: Evaluation, name: str) -> str:
 def _curve(lines: list[dict[str, float]], name: str) -> Curve:
     points = [(int(line["step"]), line[name]) for line in lines if name in line]
     return Curve([step for step, _ in points], [value for _, value in points])
-
-
-def _joined(parts: Sequence[Any | None]) -> np.ndarray | None:
-    """The parts as one host array; None for a model that gives none."""
-    known = [np.asarray(part) for part in parts if part is not None]
-    return np.concatenate(known) if known else None

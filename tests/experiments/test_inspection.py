@@ -59,10 +59,10 @@ def test_weights_are_complexity_times_specificity_within_a_batch(
     normal = np.clip((entropy - entropy.mean()) / (2 * entropy.std()) + 0.5, 0.1, 1.0)
     gate = np.asarray(output.gate, np.float64)
     assert observed.weight is not None
-    assert observed.gate is not None
+    assert observed.scores.gate is not None
     expected = (0.5 + normal) * (0.5 + gate[:, 0])
     np.testing.assert_allclose(observed.weight[:256], expected, rtol=2e-3)
-    np.testing.assert_allclose(observed.gate[:256], gate, rtol=1e-4)
+    np.testing.assert_allclose(observed.scores.gate[:256], gate[:, 0], rtol=1e-4)
 
 
 def test_curves_are_the_journals(trained: Path) -> None:
@@ -84,9 +84,9 @@ def test_gate_and_weight_over_training_end_where_the_run_does(
     loaded = load_best(run)
     observed = observe(run, loaded, open_prepared(prepared), "validation")
     _, curves = read_curves(run)
-    assert observed.gate is not None
+    assert observed.scores.gate is not None
     assert observed.weight is not None
-    for name, values in (("gate", observed.gate[:, 0]), ("weight", observed.weight)):
+    for name, values in (("gate", observed.scores.gate), ("weight", observed.weight)):
         assert list(curves[name]) == ["home", "detail", "slot", "overall"]
         for index, group in enumerate(("home", "detail", "slot")):
             curve = curves[name][group]
