@@ -125,7 +125,7 @@ def balance_curves(
 ) -> Figure:
     """A mean by group over training; dotted at the best step, dashed where rows begin to be
     weighed, if that is within the picture."""
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for index, (group, curve) in enumerate(curves.items()):
         axes.plot(curve.steps, curve.values, label=group, markersize=4, **_style(index, group))
@@ -141,9 +141,7 @@ def balance_curves(
         notes.append(f"rows would be weighed from step {start}")
     axes.set_xlabel("step")
     axes.set_ylabel(label)
-    axes.set_title(
-        "validation rows; " + "; ".join(notes) if notes else "validation rows", fontsize=9
-    )
+    axes.set_title("\n".join(["validation rows", *notes]), fontsize=9)
     _quiet(axes, "y")
     figure.legend(loc="outside right center")
     return figure

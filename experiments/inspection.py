@@ -43,6 +43,7 @@ from experiments.report import evaluation_table, number_text, trust_table
 from experiments.run import Run, open_run
 
 GATE = "gate: share of the row's own weights (specific)"
+MEAN_GATE = "mean gate: share of\nthe row's own weights"
 
 
 class Observed(NamedTuple):
@@ -140,11 +141,11 @@ def figures(
     note = f"{split} rows; box: quartiles, whiskers: 5th to 95th percentile"
     start = adaptation_start(run)
     if gate:
-        yield "gates-over-training", balance_curves(gate, f"mean {GATE}", best_step, None)
+        yield "gates-over-training", balance_curves(gate, MEAN_GATE, best_step, None)
     if weight:
         yield (
             "loss-weights-over-training",
-            balance_curves(weight, "mean loss weight, once rows are weighed", best_step, start),
+            balance_curves(weight, "mean loss weight,\nonce rows are weighed", best_step, start),
         )
     gates = observed.scores.gate
     if gates is not None:

@@ -8,15 +8,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from d3jax.base import EVALUATION
 from d3jax.model import build_model
+from d3jax.training.metrics import evaluate_scores
 from data_pipelines.columns import open_prepared
 from data_pipelines.loader import evaluation_batches
 from experiments.charts import Curve
 from experiments.cli import main
 from experiments.evaluate import load_best
-from experiments.inspection import Observed, observe, read_curves
+from experiments.inspection import Observed, figures, observe, read_curves
 from experiments.run import open_run
 
 
@@ -63,6 +65,23 @@ def test_weights_are_complexity_times_specificity_within_a_batch(
     expected = (0.5 + normal) * (0.5 + gate[:, 0])
     np.testing.assert_allclose(observed.weight[:256], expected, rtol=2e-3)
     np.testing.assert_allclose(observed.scores.gate[:256], gate[:, 0], rtol=1e-4)
+
+
+def test_no_text_of_a_picture_is_cut_off(observed: Observed, trained: Path) -> None:
+    run = open_run(trained)
+    evaluation = evaluate_scores(observed.scores, run.schema.scenarios)
+    drawn = dict(figures(run, 4, observed, evaluation, "test"))
+    assert len(drawn) == 6
+    for name, figure in drawn.items():
+        FigureCanvasAgg(figure).draw()
+        texts = [*figure.texts]
+        for axes in figure.axes:
+            texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
+        for text in texts:
+            box = text.get_window_extent()
+            seen = figure.bbox.padded(1)
+            inside = seen.contains(box.x0, box.y0) and seen.contains(box.x1, box.y1)
+            assert inside or not text.get_text(), f"{name}: {text.get_text()!r}"
 
 
 def test_curves_are_the_journals(trained: Path) -> None:
