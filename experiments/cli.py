@@ -465,7 +465,7 @@ def _preset_of(arguments: Sequence[str], default: PresetName) -> Config:
 def _saved_often(config: Config) -> Config:
     """With checkpoints and evaluations so close together that kills fall on them."""
     train = replace(config.train, checkpoint_every=10, evaluate_every=0.5, log_every=10, patience=0)
-    return replace(config, train=train)
+    return replace(config, train=replace(train, deterministic=True))
 
 
 def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
