@@ -88,6 +88,13 @@ def test_the_table_has_a_line_for_each_kill() -> None:
     assert re.search(r"2 │ +2 │ +7.25 │ evaluating, saving step 9 +│ +step 6", shown)
 
 
+def test_chaos_adds_in_one_order_whatever_the_preset_says(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.json"
+    preset.write_text(json.dumps({"config": {"train": {"deterministic": False}}}))
+    verb = parse(["chaos", "--config", str(preset)])
+    assert verb.chosen().train.deterministic
+
+
 def test_chaos_takes_the_flags_of_train_and_saves_often() -> None:
     verb = parse(["chaos", "--kills", "3", "--backbone", "adi", "--checkpoint-every", "5"])
     config = verb.chosen()
