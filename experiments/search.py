@@ -31,7 +31,10 @@ START_TRIALS = 5
 
 FINALISTS = 3
 """Trials whose settings are trained with every seed. One seed's spread is as large as most gains,
-so the best of many trials owes much of its lead to luck."""
+so the best of many trials owes much of its lead to luck. The settings that the search started from
+are trained with every seed too: what it writes is no worse than they are."""
+
+ENDED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 
 Report = Callable[[int, float], None]
 """Told the number of an evaluation and its metric; may raise to end the trial."""
@@ -157,9 +160,6 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", identity)
-        # The settings to start from are the first trial, so that a search, however short, never
-        # ends with worse.
-        study.enqueue_trial(SPACES[plan.space].start(plan.config))
     elif changed := differences(known, identity):
         raise ConfigError(
             f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
@@ -167,6 +167,9 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
         )
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    if not study.get_trials(deepcopy=False, states=(*ENDED, optuna.trial.TrialState.WAITING)):
+        # The settings to start from are the first trial.
+        study.enqueue_trial(SPACES[plan.space].start(plan.config))
     # A search that goes on must not draw what it drew at its start.
     seed = plan.config.train.seed + len(study.trials)
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=START_TRIALS)
@@ -202,12 +205,15 @@ def train_on_validation(
 
 
 def finalists(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """The best trials that came to their end, settings that were drawn twice once."""
+    """The best trials that came to their end, settings that were drawn twice once, and the first
+    of all, which has the settings that the search started from."""
     trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
     ranked = sorted(trials, key=lambda trial: trial.value or 0.0, reverse=maximize)
     distinct = {json.dumps(trial.params, sort_keys=True): trial for trial in reversed(ranked)}
-    return list(reversed(distinct.values()))[:FINALISTS]
+    best = list(reversed(distinct.values()))[:FINALISTS]
+    first = [start for start in trials[:1] if start.params not in [trial.params for trial in best]]
+    return best + first
 
 
 def describe(plan: Search, study: optuna.Study, finals: list[Final]) -> dict[str, Any]:
@@ -217,8 +223,7 @@ def describe(plan: Search, study: optuna.Study, finals: list[Final]) -> dict[str
     best = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
     scenario = plan.config.train.monitor_scenario
     counts = {
-        state.name.lower(): len(study.get_trials(deepcopy=False, states=[state]))
-        for state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        state.name.lower(): len(study.get_trials(deepcopy=False, states=[state])) for state in ENDED
     }
     return {
         "config": best.to_json(),
@@ -243,8 +248,7 @@ def _run_trials(
     should_stop: Callable[[int], bool],
 ) -> None:
     """Trials up to the number that the plan wants, those in the file included."""
-    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    while (done := len(study.get_trials(deepcopy=False, states=ended))) < plan.trials:
+    while (done := len(study.get_trials(deepcopy=False, states=ENDED))) < plan.trials:
         trial = study.ask()
         text = _run_trial(study, trial, plan, prepared, should_stop)
         console.print(f"trial {done + 1} of {plan.trials}: {text}", soft_wrap=True)

@@ -76,7 +76,9 @@ def test_the_best_is_written_with_its_spread_and_train_reads_it(
     assert preset["std"] == pytest.approx(0.01)
     assert preset["metric"] == "logloss of all validation rows"
     assert sum(preset["trials"].values()) == 12
-    # The trial itself was seed 0; three settings get the other two.
+    # The trial itself was seed 0; three settings get the other two, the first of which are those
+    # that the search started from.
+    assert preset["finalists"][0]["trial"] == 0
     assert [config.train.seed for config, _ in quick[12:]] == [1, 2] * 3
     assert len(preset["finalists"]) == 3
     verb = parse(["train", "data", "--config", str(tmp_path / "best.json"), "--epochs", "7"])
@@ -137,6 +139,24 @@ def test_settings_drawn_twice_are_one_finalist() -> None:
     assert [trial.params["rate"] for trial in finalists(study)] == [0.2, 0.1, 0.4]
 
 
+def test_the_settings_to_start_from_are_trained_with_every_seed(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are unlucky with the trials' seed, and the best with the others."""
+
+    def unlucky(config: Config, prepared: Prepared, should_stop: Any, report: Any = None) -> float:
+        start = config.optimizer.learning_rate == CONFIG.optimizer.learning_rate
+        if config.train.seed == 0:
+            return 0.9 if start else 0.4
+        return 0.1 if start else 0.5
+
+    monkeypatch.setattr(searching, "train_on_validation", unlucky)
+    preset = search(prepared, plan(tmp_path, trials=6), QUIET)
+    assert [final["trial"] for final in preset["finalists"]][3:] == [0]
+    assert preset["found"]["learning_rate"] == CONFIG.optimizer.learning_rate
+    assert preset["values"] == [0.9, 0.1, 0.1]
+
+
 def test_a_trial_that_was_cut_short_counts_for_nothing(
     prepared: Path, tmp_path: Path, quick: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +176,8 @@ def test_a_trial_that_was_cut_short_counts_for_nothing(
     assert states[:2] == ["FAIL", "FAIL"]
     assert killed.number == 1
     assert len(states) == 5
+    # The settings to start from were cut short, and are tried again.
+    assert study.trials[2].params["learning_rate"] == CONFIG.optimizer.learning_rate
 
 
 def test_a_file_of_another_search_is_refused(
