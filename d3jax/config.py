@@ -387,6 +387,17 @@ def _from_json(part: type, value: Mapping[str, Any], name: str) -> Any:
     return part(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
 
 
+def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity whose "config" has the defaults of the settings that it lacks.
+
+    An earlier d3jax wrote it without those that have come since: a new setting's default is what
+    was done before there was one.
+    """
+    defaults, given = Config().to_json(), identity.get("config", {})
+    sections = {name: {**defaults.get(name, {}), **given.get(name, {})} for name in defaults}
+    return {**identity, "config": {**given, **sections}}
+
+
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
     """`key: ours -> theirs` for every leaf in which two JSON-like values differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from d3jax.backbones import refusal
 from d3jax.checks import within
-from d3jax.config import Config, differences
+from d3jax.config import Config, completed, differences
 from d3jax.errors import ConfigError, Preempted, TrainingError
 from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.fit import Progress, build_trainer, check_config, fit, monitored
@@ -160,7 +160,7 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", identity)
-    elif changed := differences(known, identity):
+    elif changed := differences(completed(known), completed(identity)):
         raise ConfigError(
             f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
             "choose another --out, or delete it"

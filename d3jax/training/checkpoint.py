@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from d3jax.config import differences
+from d3jax.config import completed, differences
 from d3jax.errors import CheckpointError
 from d3jax.parameters import Tree, named_leaves
 from d3jax.training.fingerprint import Fingerprint, fingerprints, parse_fingerprints
@@ -262,7 +262,7 @@ class Checkpoints:
         )
 
     def _check_identity(self, step: int, theirs: dict[str, Any]) -> None:
-        if changed := differences(theirs, self._identity):
+        if changed := differences(completed(theirs), completed(self._identity)):
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} belongs to another configuration or "
                 f"schema ({'; '.join(changed)}); start a new run, or restore the old values"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from d3jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    completed,
     differences,
 )
 from d3jax.errors import ConfigError
@@ -97,6 +99,23 @@ def test_json_round_trip() -> None:
 def test_an_unknown_key_is_named() -> None:
     with pytest.raises(ConfigError, match=r"d3\.widht is no setting .* it knows .*field_hidden, "):
         Config.from_json({"d3": {"widht": 3}})
+
+
+def test_an_identity_of_before_a_setting_has_its_default() -> None:
+    config = Config().to_json()
+    del config["train"]["deterministic"], config["pepnet"]
+    old = {"config": config, "schema": {"scenarios": ["a"]}}
+    now = {**old, "config": Config().to_json()}
+    assert completed(old) == completed(now) == now
+    off = replace(Config(), train=replace(Config().train, deterministic=False)).to_json()
+    assert differences(completed(old), completed({**old, "config": off})) == [
+        "config.train.deterministic: True -> False"
+    ]
+    gone = {"config": {"train": {"tempo": 3}, "music": {"key": "d"}}}
+    assert differences(completed(gone), completed({})) == [
+        "config.music: {'key': 'd'} -> None",
+        "config.train.tempo: 3 -> None",
+    ]
 
 
 def test_differences_name_the_leaf_and_both_values() -> None:

@@ -189,6 +189,18 @@ def test_a_file_of_another_search_is_refused(
         search(prepared, plan(tmp_path, trials=2, config=other), QUIET)
 
 
+def test_a_file_of_before_a_setting_is_gone_on_with(
+    prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    search(prepared, plan(tmp_path, trials=2), QUIET)
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'best.db'}")
+    identity = study.user_attrs["identity"]
+    del identity["config"]["train"]["deterministic"]
+    study.set_user_attr("identity", identity)
+    preset = search(prepared, plan(tmp_path, trials=3), QUIET)
+    assert sum(preset["trials"].values()) == 3
+
+
 def test_a_search_without_an_end_is_said(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

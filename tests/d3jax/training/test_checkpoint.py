@@ -134,6 +134,16 @@ def test_differences_of_identity_are_named(checkpoints, tmp_path, open_at):
         open_at(tmp_path, theirs).restore(small())
 
 
+def test_a_setting_that_came_later_is_no_difference(checkpoints, tmp_path, open_at):
+    save_all(checkpoints, [None])
+    train = {**IDENTITY["config"]["train"], "deterministic": True}
+    now = {**IDENTITY, "config": {"train": train}}
+    assert open_at(tmp_path, now).restore(small()).step == 1
+    other = {**IDENTITY, "config": {"train": {**train, "deterministic": False}}}
+    with pytest.raises(CheckpointError, match=r"\(config.train.deterministic: True -> False\)"):
+        open_at(tmp_path, other).restore(small())
+
+
 def test_nothing_there(checkpoints, tmp_path):
     message = f"^no checkpoint in {re.escape(str(tmp_path))}; it holds none$"
     with pytest.raises(CheckpointError, match=message):
