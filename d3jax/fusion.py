@@ -17,6 +17,7 @@ from d3jax.config import BiasFusion, KernelFusion
 from d3jax.generation import (
     GeneratorParams,
     apply_kernels,
+    apply_mixed,
     declare_generator,
     generate_weights,
     mix_kernels,
@@ -196,10 +197,7 @@ def _contract(
 
     def columns(weights: tuple[Array, Array]) -> Array:
         if rank < width:
-            # The small array is turned around, so that none of the large ones ever is.
-            flat = jnp.moveaxis(weights[0], 1, 0).reshape(width, -1)
-            images = (inputs @ flat).reshape(inputs.shape[0], rank, -1)
-            own = apply_kernels(terms, images)
+            own = apply_mixed(terms, inputs, weights[0])
         else:
             own = apply_kernels(inputs, mix_kernels(terms, weights[0]))
         # Added to the kernels instead, the offset's gradient would be a sum over all of them.

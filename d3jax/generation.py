@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Activation
-from d3jax.layers import Dense, declare_dense, dense, for_rows
+from d3jax.layers import Dense, declare_dense, dense, for_rows, turned
 from d3jax.parameters import Initializer, declare_array, glorot, zeros
 
 
@@ -120,10 +120,8 @@ def _mix_forward(terms: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 
 def _mix_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     terms, kernel = saved
-    return (
-        jnp.einsum("bio,rio->br", gradient, kernel),
-        jnp.einsum("br,bio->rio", terms, gradient),
-    )
+    to_kernel = turned(terms) @ gradient.reshape(gradient.shape[0], -1)
+    return jnp.einsum("bio,rio->br", gradient, kernel), to_kernel.reshape(kernel.shape)
 
 
 mix_kernels.defvjp(_mix_forward, _mix_backward)
@@ -151,3 +149,84 @@ def _apply_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
 
 
 apply_kernels.defvjp(_apply_forward, _apply_backward)
+
+
+BLOCK = 256
+"""Rows at a time on a CPU, whose caches hold what is made of them."""
+
+
+def apply_mixed(
+    terms: Float[Array, "B R"], inputs: Float[Array, "B I"], kernel: Float[Array, "R I O"]
+) -> Float[Array, "B O"]:
+    """Σ_r terms_r (inputs kernel_r): each row through a mixture of shared matrices that is never
+    made, summed in float32."""
+    rows = inputs.shape[0]
+    if jax.default_backend() == "cpu" and isinstance(rows, int):
+        return _mixed_by_blocks(terms, inputs, kernel)
+    return apply_kernels(terms, _images(inputs, kernel))
+
+
+def _images(inputs: Float[Array, "B I"], kernel: Float[Array, "R I O"]) -> Float[Array, "B R O"]:
+    """The inputs through every shared matrix."""
+    rank, width, outputs = kernel.shape
+    # The small array is turned around, so that none of the large ones ever is.
+    flat = jnp.moveaxis(kernel, 1, 0).reshape(width, -1)
+    return (inputs @ flat).reshape(inputs.shape[0], rank, outputs)
+
+
+@jax.custom_vjp
+def _mixed_by_blocks(
+    terms: Float[Array, "B R"], inputs: Float[Array, "B I"], kernel: Float[Array, "R I O"]
+) -> Float[Array, "B O"]:
+    """`apply_mixed`, a block of rows after the other, of which nothing of size R is kept.
+
+    The gradient needs no image either: sent back through every matrix, the outputs' gradient
+    gives that of the inputs and that of the terms.
+    """
+    outputs = jax.lax.map(
+        lambda block: apply_kernels(block[0], _images(block[1], kernel)), _blocks(terms, inputs)
+    )
+    return outputs.reshape(-1, kernel.shape[2])
+
+
+def _mixed_forward(terms: Array, inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _mixed_by_blocks(terms, inputs, kernel), (terms, inputs, kernel)
+
+
+def _mixed_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
+    terms, inputs, kernel = saved
+    rank, width, outputs = kernel.shape
+    back = jnp.swapaxes(kernel, 1, 2)
+
+    def gradients(block: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        terms, inputs, gradient = block
+        sent = _images(gradient, back)
+        weighed = (terms[:, :, None] * gradient[:, None]).reshape(-1, rank * outputs)
+        to_kernel = jnp.matmul(turned(inputs), weighed, preferred_element_type=jnp.float32)
+        to_terms = jnp.einsum("bi,bri->br", inputs, sent)
+        return to_kernel, (to_terms, jnp.einsum("br,bri->bi", terms, sent))
+
+    def add(total: Array, block: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        to_kernel, to_rows = gradients(block)
+        return total + to_kernel, to_rows
+
+    blocks = _blocks(terms, inputs, gradient.astype(inputs.dtype))
+    # Zeros to start from would be the same on all devices, which a sum of each one's rows isn't.
+    total, first = gradients(tuple(array[0] for array in blocks))
+    total, rest = jax.lax.scan(add, total, tuple(array[1:] for array in blocks))
+    to_terms, to_inputs = (
+        jnp.concatenate([a, b.reshape(-1, a.shape[1])]) for a, b in zip(first, rest, strict=True)
+    )
+    to_kernel = jnp.moveaxis(total.reshape(width, rank, outputs), 1, 0)
+    return to_terms, to_inputs, to_kernel.astype(kernel.dtype)
+
+
+_mixed_by_blocks.defvjp(_mixed_forward, _mixed_backward)
+
+
+def _blocks(*arrays: Array) -> tuple[Array, ...]:
+    """Each [B ...] in equal blocks of at most `BLOCK` rows; in one where they would be tiny."""
+    rows = arrays[0].shape[0]
+    size = next(n for n in range(min(BLOCK, rows), 0, -1) if rows % n == 0)
+    count = rows // size if size >= BLOCK // 4 else 1
+    return tuple(array.reshape(count, -1, *array.shape[1:]) for array in arrays)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d3jax import generation
 from d3jax.generation import (
     HiddenParams,
+    apply_mixed,
     declare_generator,
     declare_hidden,
     feature_hidden,
@@ -110,3 +114,31 @@ def test_shapes_and_initial_scales(key: jax.Array) -> None:
     np.testing.assert_array_equal(generator.kernel_offset, np.ones((40, 20)))
     for bias in (hidden.field_bias, hidden.mix.bias, generator.bias.bias):
         np.testing.assert_array_equal(bias, np.zeros_like(bias))
+
+
+@pytest.mark.parametrize(("rows", "block"), [(6, 2), (6, 6), (7, 4), (8, 100)])
+def test_rows_through_mixtures_of_matrices(
+    rows: int, block: int, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three blocks, one, one since seven rows have no equal blocks, and one of all."""
+    monkeypatch.setattr(generation, "BLOCK", block)
+    kernel, kernel64 = draw(declare_array((3, 5, 4)))
+    terms, terms64 = draw(declare_array((rows, 3)))
+    inputs, inputs64 = draw(declare_array((rows, 5)))
+    weight = np.random.default_rng(2).normal(size=(rows, 4))
+    outputs = apply_mixed(terms, inputs, kernel)
+    kernels64 = np.einsum("br,rio->bio", terms64, kernel64)
+    np.testing.assert_allclose(
+        outputs, np.einsum("bi,bio->bo", inputs64, kernels64), rtol=1e-4, atol=1e-5
+    )
+
+    def loss(terms: jax.Array, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return (jnp.float32(weight) * apply_mixed(terms, inputs, kernel)).sum()
+
+    by_terms, by_inputs, by_kernel = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(
+        terms, inputs, kernel
+    )
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    close(by_terms, np.einsum("bi,rio,bo->br", inputs64, kernel64, weight))
+    close(by_inputs, np.einsum("bio,bo->bi", kernels64, weight))
+    close(by_kernel, np.einsum("br,bi,bo->rio", terms64, inputs64, weight))

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from d3jax import generation
 from d3jax.base import Mode
 from d3jax.batch import Batch
 from d3jax.config import BalanceConfig, OptimizerConfig
@@ -63,12 +64,17 @@ HEADS = {
     "d3": {},
     "d1": {"parts": "d1"},
     "official": {"form": "official", "head_layers": (4,), "detach_generator": True},
+    "factored": {"generator_rank": 2},
 }
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("head", HEADS)
-def test_loss_and_gradient_are_those_of_the_real_rows(schema, config, batch, head, devices):
+def test_loss_and_gradient_are_those_of_the_real_rows(
+    schema, config, batch, head, devices, monkeypatch
+):
+    # So that a device's rows are several of the factored generator's blocks.
+    monkeypatch.setattr(generation, "BLOCK", 2)
     d3 = dataclasses.replace(config.d3, **HEADS[head])
     model = build_model(schema, dataclasses.replace(config, d3=d3))
     adapter = d3_balance(BalanceConfig(), start_step=0)
