@@ -8,6 +8,7 @@ trained along until the last one's has, and keeps its best weights.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from d3jax.config import Config
+from d3jax.config import Config, TrainConfig
 from d3jax.errors import ConfigError, TrainingError
 from d3jax.training.ensemble import (
     Ensemble,
@@ -33,10 +34,13 @@ from d3jax.training.sharding import make_mesh
 from d3jax.training.step import Scored, TrainState
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from data_pipelines.loader import evaluation_batches
+from experiments.journal import Journal
 from experiments.report import number_text
 from experiments.run import Run, create_run
 from experiments.statistics import mean_and_std
 from experiments.train import training_data
+
+SILENT = Console(quiet=True)
 
 
 def train_seeds(data: Path, config: Config, seeds: int, out: Path, console: Console) -> None:
@@ -56,66 +60,80 @@ def train_seeds(data: Path, config: Config, seeds: int, out: Path, console: Cons
         create_run(out / f"seed-{each.train.seed}", each, prepared, overwrite=False)
         for each in configs
     ]
-    results = _conclude(prepared, *_train(prepared, configs, console), runs)
+    results = _conclude(prepared, *_train(prepared, runs, console), runs)
     summary = {name: result.to_json() for name, result in results.items()}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     Console().print(summary_table(list(results.values())))
     console.print(f"everything is in {out}")
 
 
-class _Best:
-    """How far one seed is, and the state it was best in."""
+class _Seed:
+    """One of the models: its place among them, its journal, and the state it was best in."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int, journal: Journal) -> None:
+        self.index, self.journal = index, journal
         self.progress = Progress()
-        self.state: TrainState | None = None
+        self.best: TrainState | None = None
 
-    def take(self, step: int, result: tuple[float, bool], state: TrainState) -> None:
-        """One more evaluation; `state` is kept when it is the best so far."""
-        self.progress = replace(self.progress.after(step, *result), step=step)
-        if self.progress.best_step == step:
-            self.state = jax.device_get(state)
+    def evaluated(
+        self, step: int, evaluation: Evaluation, settings: TrainConfig, models: TrainState
+    ) -> None:
+        """One more evaluation; the state is kept when it is the best so far."""
+        metric = monitored(settings, evaluation)
+        self.progress = replace(self.progress.after(step, *metric), step=step)
+        improved = self.progress.best_step == step
+        if improved:
+            self.best = jax.device_get(one_model(models, self.index))
+        self.journal.evaluated(step, evaluation, improved)
 
 
-def _train(
-    prepared: Prepared, configs: list[Config], console: Console
-) -> tuple[Ensemble, list[_Best]]:
+def _train(prepared: Prepared, runs: list[Run], console: Console) -> tuple[Ensemble, list[_Seed]]:
     """Trains all models until the last one's patience has run out."""
-    settings, mesh = configs[0].train, make_mesh()
-    data = [training_data(prepared, config) for config in configs]
+    settings, mesh = runs[0].config.train, make_mesh()
+    data = [training_data(prepared, run.config) for run in runs]
     per_epoch = data[0].steps_per_epoch
     ensemble = build_ensemble(
-        *build_parts(prepared.schema, configs[0], per_epoch, mesh),
-        [config.train.seed for config in configs],
+        *build_parts(prepared.schema, runs[0].config, per_epoch, mesh),
+        [run.config.train.seed for run in runs],
         mesh,
     )
     last = total_steps(settings, per_epoch)
     every = max(1, round(settings.evaluate_every * per_epoch))
-    state, bests = ensemble.init(), [_Best() for _ in configs]
-    with Bar(console=console) as bar:
+    state, losses = ensemble.init(), []
+    with Bar(console=console) as bar, ExitStack() as stack:
+        seeds = [
+            _Seed(index, stack.enter_context(Journal(run, SILENT, 0, last, settings.batch_size)))
+            for index, run in enumerate(runs)
+        ]
+        going = seeds
         streams = [each.training(0, last) for each in data]
-        task = bar.add_task(f"training {len(configs)} seeds", total=last)
+        task = bar.add_task(f"training {len(runs)} seeds", total=last)
         for step, batches in enumerate(zip(*streams, strict=True), start=1):
             state, info = ensemble.train_step(state, place_models(mesh, batches))
+            losses.append(info.loss)
             bar.update(task, completed=step)
+            if step % settings.log_every == 0 or step == last:
+                for seed in going:
+                    seed.journal.logged(step, float(np.mean([loss[seed.index] for loss in losses])))
+                losses = []
             if step % every and step != last:
                 continue
-            _check_finite(info.loss, configs, step)
+            _check_finite(info.loss, runs, step)
             evaluations = _evaluations(ensemble, state, prepared, "validation", settings.batch_size)
-            for index, (best, evaluation) in enumerate(zip(bests, evaluations, strict=True)):
-                if not finished(settings, best.progress, last):
-                    best.take(step, monitored(settings, evaluation), one_model(state, index))
-            if all(finished(settings, best.progress, last) for best in bests):
+            for seed in going:
+                seed.evaluated(step, evaluations[seed.index], settings, state)
+            going = [seed for seed in going if not finished(settings, seed.progress, last)]
+            if not going:
                 break
-    return ensemble, bests
+    return ensemble, seeds
 
 
-def _check_finite(losses: jax.Array, configs: list[Config], step: int) -> None:
-    for loss, config in zip(np.asarray(losses), configs, strict=True):
+def _check_finite(losses: jax.Array, runs: list[Run], step: int) -> None:
+    for loss, run in zip(np.asarray(losses), runs, strict=True):
         if not np.isfinite(loss):
             raise TrainingError(
-                f"the loss of seed {config.train.seed} at step {step} is {loss}; train that seed "
-                "alone to learn which rows and parameters it came from"
+                f"the loss of seed {run.config.train.seed} at step {step} is {loss}; train that "
+                "seed alone to learn which rows and parameters it came from"
             )
 
 
@@ -133,18 +151,17 @@ def _evaluations(
 
 
 def _conclude(
-    prepared: Prepared, ensemble: Ensemble, bests: list[_Best], runs: list[Run]
+    prepared: Prepared, ensemble: Ensemble, seeds: list[_Seed], runs: list[Run]
 ) -> dict[str, Evaluation]:
     """Evaluates each seed's best weights on the test rows, and leaves them as its checkpoint."""
-    states = [best.state for best in bests]
-    together = jax.tree.map(lambda *arrays: np.stack(arrays), *states)
+    together = jax.tree.map(lambda *arrays: np.stack(arrays), *(seed.best for seed in seeds))
     size = runs[0].config.train.batch_size
     results = _evaluations(ensemble, together, prepared, "test", size)
-    for run, best, state, result in zip(runs, bests, states, results, strict=True):
+    for run, seed, result in zip(runs, seeds, results, strict=True):
         checkpoints = run.checkpoints(writer=True)
-        step = best.progress.best_step
+        step = seed.progress.best_step
         assert step is not None
-        checkpoints.save(step, state, replace(best.progress, step=step).to_json())
+        checkpoints.save(step, seed.best, replace(seed.progress, step=step).to_json())
         checkpoints.close()
         run.write_json("evaluation.json", result.to_json())
     return {run.directory.name: result for run, result in zip(runs, results, strict=True)}

@@ -20,6 +20,7 @@ from experiments.run import open_run
 from tests.experiments.conftest import said
 
 FLAGS = ["--batch-size", "256", "--epochs", "4", "--patience", "1", "--learning-rate", "0.02"]
+FLAGS += ["--log-every", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,21 @@ def test_a_seed_among_others_is_the_run_it_gives_alone(seeds: Path, alone: Path)
     )
     assert found["overall"]["auc"] == pytest.approx(expected["overall"]["auc"], abs=1e-4)
     assert found["overall"]["logloss"] == pytest.approx(expected["overall"]["logloss"], abs=1e-5)
+
+
+def test_a_seed_keeps_a_journal_until_its_patience_runs_out(seeds: Path, alone: Path) -> None:
+    ours, theirs = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (seeds / "seed-5", alone)
+    )
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert {"train/loss"} < {name for line in ours for name in line}
+    for our, their in zip(ours, theirs, strict=True):
+        # Side by side only logits are scored, so gates and weights are not among the metrics.
+        assert {name for name in their.keys() - our.keys()} <= {
+            name for name in their if name.endswith(("/gate", "/weight"))
+        }
+        assert our == pytest.approx({name: their[name] for name in our}, abs=1e-4)
 
 
 def test_the_seeds_differ_and_their_table_is_their_mean(
