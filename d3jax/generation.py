@@ -160,18 +160,19 @@ def apply_mixed(
 ) -> Float[Array, "B O"]:
     """Σ_r terms_r (inputs kernel_r): each row through a mixture of shared matrices that is never
     made, summed in float32."""
-    rows = inputs.shape[0]
-    if jax.default_backend() == "cpu" and isinstance(rows, int):
+    if jax.default_backend() == "cpu" and isinstance(inputs.shape[0], int):
         return _mixed_by_blocks(terms, inputs, kernel)
-    return apply_kernels(terms, _images(inputs, kernel))
+    return apply_kernels(terms, _images(inputs, _side_by_side(kernel), len(kernel)))
 
 
-def _images(inputs: Float[Array, "B I"], kernel: Float[Array, "R I O"]) -> Float[Array, "B R O"]:
-    """The inputs through every shared matrix."""
-    rank, width, outputs = kernel.shape
-    # The small array is turned around, so that none of the large ones ever is.
-    flat = jnp.moveaxis(kernel, 1, 0).reshape(width, -1)
-    return (inputs @ flat).reshape(inputs.shape[0], rank, outputs)
+def _side_by_side(kernel: Float[Array, "R I O"]) -> Float[Array, "I RO"]:
+    """All shared matrices as one: this small array is turned around, so that no large one is."""
+    return jnp.moveaxis(kernel, 1, 0).reshape(kernel.shape[1], -1)
+
+
+def _images(inputs: Array, matrices: Float[Array, "I RO"], rank: int) -> Float[Array, "B R O"]:
+    """The inputs [B I] through each of them."""
+    return (inputs @ matrices).reshape(inputs.shape[0], rank, -1)
 
 
 @jax.custom_vjp
@@ -183,10 +184,13 @@ def _mixed_by_blocks(
     The gradient needs no image either: sent back through every matrix, the outputs' gradient
     gives that of the inputs and that of the terms.
     """
-    outputs = jax.lax.map(
-        lambda block: apply_kernels(block[0], _images(block[1], kernel)), _blocks(terms, inputs)
-    )
-    return outputs.reshape(-1, kernel.shape[2])
+    matrices = _side_by_side(kernel)
+
+    def outputs(block: tuple[Array, ...]) -> Array:
+        terms, inputs = block
+        return apply_kernels(terms, _images(inputs, matrices, len(kernel)))
+
+    return jax.lax.map(outputs, _blocks(terms, inputs)).reshape(-1, kernel.shape[2])
 
 
 def _mixed_forward(terms: Array, inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -196,11 +200,11 @@ def _mixed_forward(terms: Array, inputs: Array, kernel: Array) -> tuple[Array, t
 def _mixed_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:
     terms, inputs, kernel = saved
     rank, width, outputs = kernel.shape
-    back = jnp.swapaxes(kernel, 1, 2)
+    back = _side_by_side(jnp.swapaxes(kernel, 1, 2))
 
     def gradients(block: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
         terms, inputs, gradient = block
-        sent = _images(gradient, back)
+        sent = _images(gradient, back, rank)
         weighed = (terms[:, :, None] * gradient[:, None]).reshape(-1, rank * outputs)
         to_kernel = jnp.matmul(turned(inputs), weighed, preferred_element_type=jnp.float32)
         to_terms = jnp.einsum("bi,bri->br", inputs, sent)
