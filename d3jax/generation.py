@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Activation
-from d3jax.layers import Dense, declare_dense, dense, for_rows, turned
+from d3jax.layers import Dense, declare_dense, dense, for_rows, sum_outer
 from d3jax.parameters import Initializer, declare_array, glorot, zeros
 
 
@@ -120,7 +120,7 @@ def _mix_forward(terms: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 
 def _mix_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     terms, kernel = saved
-    to_kernel = turned(terms) @ gradient.reshape(gradient.shape[0], -1)
+    to_kernel = sum_outer(terms, gradient.reshape(gradient.shape[0], -1))
     return jnp.einsum("bio,rio->br", gradient, kernel), to_kernel.reshape(kernel.shape)
 
 
@@ -206,7 +206,7 @@ def _mixed_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, A
         terms, inputs, gradient = block
         sent = _images(gradient, back, rank)
         weighed = (terms[:, :, None] * gradient[:, None]).reshape(-1, rank * outputs)
-        to_kernel = jnp.matmul(turned(inputs), weighed, preferred_element_type=jnp.float32)
+        to_kernel = sum_outer(inputs, weighed, jnp.float32)
         to_terms = jnp.einsum("bi,bri->br", inputs, sent)
         return to_kernel, (to_terms, jnp.einsum("br,bri->bi", terms, sent))
 

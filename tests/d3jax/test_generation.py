@@ -116,11 +116,16 @@ def test_shapes_and_initial_scales(key: jax.Array) -> None:
         np.testing.assert_array_equal(bias, np.zeros_like(bias))
 
 
-@pytest.mark.parametrize(("rows", "block"), [(6, 2), (6, 6), (13, 8), (8, 100)])
+@pytest.mark.parametrize(
+    ("backend", "rows", "block"),
+    [("cpu", 6, 2), ("cpu", 6, 6), ("cpu", 13, 8), ("cpu", 8, 100), ("gpu", 6, 2)],
+)
 def test_rows_through_mixtures_of_matrices(
-    rows: int, block: int, draw: Draw, monkeypatch: pytest.MonkeyPatch
+    backend: str, rows: int, block: int, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three blocks, one, one since thirteen rows have no equal parts but tiny ones, and one."""
+    """Three blocks, one, one since thirteen rows have no equal parts but tiny ones, and one; a GPU
+    takes all at once."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(generation, "BLOCK", block)
     kernel, kernel64 = draw(declare_array((3, 5, 4)))
     terms, terms64 = draw(declare_array((rows, 3)))

@@ -20,6 +20,7 @@ from d3jax.layers import (
     mlp,
     select,
     stacked_dense,
+    sum_outer,
     sum_rows,
 )
 from d3jax.parameters import constant, declare_array, initialize
@@ -133,6 +134,22 @@ def test_what_all_rows_share_has_the_sum_over_rows_as_its_gradient(draw: Draw) -
     shared, pull = jax.vjp(lambda v: for_rows(v, 5), vector)
     np.testing.assert_array_equal(shared, np.repeat(np.float32(vector64)[None], 5, axis=0))
     close(pull(weight)[0], weight64.sum(0))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_sum_outer_is_the_sum_of_the_rows_products(
+    backend: str, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    left, left64 = draw(declare_array((6, 3)))
+    right, right64 = draw(declare_array((6, 5)))
+    expected = sum(np.outer(left64[row], right64[row]) for row in range(6))
+    close(jax.jit(lambda *factors: sum_outer(*factors))(left, right), expected)
+    half = sum_outer(left.astype(jnp.bfloat16), right.astype(jnp.bfloat16), jnp.float32)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, expected, atol=0.05)
+    rounded = half.astype(jnp.bfloat16).astype(jnp.float32)
+    assert float(jnp.abs(half - rounded).max()) > 0, "or the sum was rounded"
 
 
 def test_sum_rows_weighs_each_row(draw: Draw) -> None:
