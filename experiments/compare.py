@@ -99,7 +99,8 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
     left = [cell for cell in cells if cell.seed not in results[cell.method.name]]
     console.print(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
     try:
-        notes += _train(left, plan, prepared, results, console)
+        if left:
+            notes += _train(left, plan, prepared, results, console)
     finally:
         notes += _unweighed(plan, prepared, results)
         comparison = Comparison(plan.table, prepared, plan.config, plan.command, results, notes)
