@@ -233,6 +233,7 @@ def _provenance(
         "dropped": dict(source.dropped),
         "unmatched": dict(source.unmatched),
         "repeated_events": source.repeated,
+        "unused_columns": list(source.unused),
         "buckets": {code.field.name: list(code.edges) for code in codes if code.edges is not None},
         "hashed": {field.name: field.hash_buckets for field in fields if field.hash_buckets},
     }

@@ -68,7 +68,8 @@ class Source:
     'validation' or 'test', by `split_rule`; rows where it is NULL are train, less
     `validation_fraction` of them. `time` is a column in whose order things happened, never NULL.
     `dropped` counts the rows that were left out, by reason; `unmatched` those that a joined table
-    knows nothing about, by its name; `repeated` those whose event another row has too.
+    knows nothing about, by its name; `repeated` those whose event another row has too. `unused`
+    are the columns that nothing was made of.
     """
 
     rows: ibis.Table
@@ -90,6 +91,7 @@ class Source:
     scenario_column: str = "scenario"
     unmatched: Mapping[str, int] = field(default_factory=dict)
     repeated: int = 0
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,16 @@ _LABEL, _SCENARIO, _TIME = " label", " scenario", " time"
 
 
 class _Joined(NamedTuple):
-    """The rows of `main` with the columns of the other tables; `owners` is where each is from."""
+    """The rows of `main` with the columns of the other tables; `owners` is where each is from.
+
+    `keys` are the columns that they were joined by.
+    """
 
     main: Raw
     table: ibis.Table
     owners: Mapping[str, Raw]
     unmatched: Mapping[str, int]
+    keys: tuple[str, ...]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -66,7 +70,8 @@ def read_table(
     fields = _fields(config, scenario, rule)
     joined = _join(connection, source, scratch, config)
     named = [name for name in (config.user, config.item, config.time) if name]
-    _require(joined, [rule.column, scenario, *named, *(field.name for field in fields)])
+    used = [rule.column, scenario, *named, *(field.name for field in fields)]
+    _require(joined, used)
     _check_label(joined.owners[rule.column], rule)
     _check_present(joined, rule.column)
     _check_present(joined, scenario)
@@ -97,6 +102,7 @@ def read_table(
         scenario_column=_SCENARIO,
         unmatched={name: count for name, count in joined.unmatched.items() if count},
         repeated=_number(rows.count()) - _number(rows.select(*key).distinct().count()),
+        unused=tuple(name for name in joined.owners if name not in {*used, *joined.keys}),
     )
 
 
@@ -130,7 +136,7 @@ def _join(
 ) -> _Joined:
     form = Format(config.separator, config.encoding)
     main = read_raw(connection, source, scratch, form)
-    joined = _Joined(main, main.table, dict.fromkeys(main.columns, main), {})
+    joined = _Joined(main, main.table, dict.fromkeys(main.columns, main), {}, ())
     for text in config.join:
         path, _, key = text.rpartition("=")
         if not path or not key:
@@ -163,6 +169,7 @@ def _add(joined: _Joined, other: Raw, key: str) -> _Joined:
         table,
         {**joined.owners, **dict.fromkeys(added, other)},
         {**joined.unmatched, other.name: unmatched},
+        (*joined.keys, key),
     )
 
 

@@ -91,6 +91,8 @@ def remarks(prepared: Prepared) -> list[str]:
         f"{count:,} rows are unknown to {name}; the columns it adds are missing there"
         for name, count in provenance.get("unmatched", {}).items()
     ]
+    if unused := provenance.get("unused_columns"):
+        lines.append(f"columns left out, since no flag names them: {', '.join(unused)}")
     if repeated := provenance.get("repeated_events", 0):
         lines.append(
             f"{repeated:,} rows repeat the {', '.join(provenance['split']['key'])} of another; "

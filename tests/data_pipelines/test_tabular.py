@@ -100,7 +100,7 @@ def test_joined_rows_are_those_of_plain_python(world: World) -> None:
     found = [row for split in SPLITS for row in decoded(prepared, split)]
     assert sorted(found) == sorted(expected)
     assert set(prepared.provenance["sources"]) == {"log.csv", "users.csv", "items.csv"}
-    assert "unmatched" not in prepared.provenance
+    assert not {"unmatched", "unused_columns"} & set(prepared.provenance)
 
 
 def test_named_scenarios_in_the_order_of_numbers(world: World) -> None:
@@ -161,6 +161,13 @@ def test_times_of_every_kind_are_put_in_order(world: World) -> None:
             assert sorted(decoded(other, split)) == sorted(decoded(first, split))
     late = [row[:2] for row in decoded(first, "test")]
     assert sorted(late) == sorted((u, i) for u, i, _, t in world.log if t >= 1320)
+
+
+def test_columns_that_no_flag_names_are_told(world: World) -> None:
+    prepared = world.prepare(fields=(), multi=(), item=None)
+    assert prepared.provenance["unused_columns"] == ["city", "kinds"]
+    prepared = prepare(world.read(scenario="item", multi=()), world.folder / "b", PrepareConfig())
+    assert prepared.provenance["unused_columns"] == ["age", "kinds"]
 
 
 def test_rows_without_a_partner(world: World) -> None:

@@ -20,8 +20,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw")
     rows = [f"u{n % 50},i{n % 7},{n % 5},{n},t{n % 2}" for n in range(500)]
     (folder / "log.csv").write_text("\n".join(["user,item,stars,time,tab", *rows, *rows[:9]]))
-    users = [f"u{n},{n * 3}.5" for n in range(45)]
-    (folder / "users.csv").write_text("\n".join(["user,income", *users]))
+    users = [f"u{n},{n * 3}.5,{n}" for n in range(45)]
+    (folder / "users.csv").write_text("\n".join(["user,income,shoe", *users]))
     return folder
 
 
@@ -56,6 +56,7 @@ def test_prepare_says_what_happened(raw: Path, tmp_path: Path, capsys: Shown) ->
     shown = said(capsys)
     assert "ids per field: user 51, item 8, income 5, tab 3" in shown
     assert "50 rows are unknown to users.csv; the columns it adds are missing there" in shown
+    assert "columns left out, since no flag names them: shoe" in shown
     assert "9 rows repeat the user, item, time of another; such rows are on the same side" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
