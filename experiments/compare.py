@@ -195,6 +195,9 @@ def _train(
             except TrainingError as error:
                 failures.append(f"{name}, seed {cell.seed}, failed: {error}")
             show(index, 1.0)
+            if not console.is_terminal:  # Such as a log, which shows the bar only when it is full.
+                parts = (name, f"seed {cell.seed}", time_left(results, left[index + 1 :]))
+                console.print(f"{index + 1} of {len(left)}: {', '.join(filter(None, parts))}")
             if should_stop(0) and index + 1 < len(left):
                 raise Preempted(f"{name}, seed {cell.seed}: {_SAME}")
     return failures
@@ -210,6 +213,13 @@ def remaining_seconds(spent: Mapping[str, Sequence[float]], left: Sequence[str])
         return None
     mean = sum(times) / len(times)
     return sum(sum(spent[name]) / len(spent[name]) if spent.get(name) else mean for name in left)
+
+
+def time_left(results: Results, left: Sequence[Cell]) -> str:
+    """How long the cells that are left will take, in words; empty before that can be told."""
+    spent = {name: [r.seconds for r in done.values()] for name, done in results.items()}
+    seconds = remaining_seconds(spent, [cell.method.name for cell in left])
+    return f"about {duration(seconds)} left" if seconds else ""
 
 
 @contextmanager
@@ -228,15 +238,12 @@ def _progress(
         task = bar.add_task("cells", total=len(left), left="")
 
         def show(index: int, share: float) -> None:
-            spent = {name: [r.seconds for r in done.values()] for name, done in results.items()}
-            behind = index + int(share)
-            seconds = remaining_seconds(spent, [cell.method.name for cell in left[behind:]])
             cell = left[index]
             bar.update(
                 task,
                 completed=index + share,
                 description=f"{cell.method.name}, seed {cell.seed}",
-                left=f"about {duration(seconds)} left" if seconds else "",
+                left=time_left(results, left[index + int(share) :]),
             )
 
         yield show

@@ -29,6 +29,7 @@ from d3jax.training.sharding import place_batch
 from experiments.allocator import keep_freed_memory
 from experiments.bench.jax_side import STEPS, JaxRunner
 from experiments.bench.limits import ACCELERATED, device_copy_rate, product_rate
+from experiments.bench.outputs import check_outputs
 from experiments.bench.timing import scoring_rate, training_rate
 from experiments.bench.variants import text_d3, with_update
 from experiments.bench.work import share_of_limit, train_work
@@ -152,6 +153,7 @@ def results_table(title: str, lines: list[Measured]) -> Table:
 
 def main(bench: AcceleratorBench) -> None:
     """Measures, prints and writes."""
+    check_outputs(bench.out)
     console = Console(log_path=False, width=130)
     device = jax.devices()[0]
     rates = {name: product_rate(*how, bench.side) for name, how in PRODUCTS.items()}

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.bench.children import ChildError, Request, ask
+from experiments.bench.outputs import check_outputs
 from experiments.bench.rank import variant_of
 from experiments.bench.variants import Family, Variant, reference, with_update
 from experiments.bench.workload import FIELD_COUNTS, SCENARIO_COUNTS
@@ -124,6 +125,7 @@ def markdown(lines: list[tuple[str, ...]]) -> str:
 
 def main(bench: Growth) -> None:
     """Measures every line, prints the table and writes it."""
+    check_outputs(bench.out)
     console = Console(log_path=False)
     table = Table(title="a training step, scoring, and the process that does them")
     for heading in HEADINGS:

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from experiments.bench.children import ChildError, Chosen, Request, ask
 from experiments.bench.limits import Limits, measure_limits
+from experiments.bench.outputs import check_outputs
 from experiments.bench.results import Line, draw, make_line, results_table
 from experiments.bench.turns import Answers, Failures, take_turns
 from experiments.bench.variants import Family, Variant, bf16_variants, variants
@@ -127,6 +127,7 @@ def _lines(answers: Answers, requests: Mapping[str, Request], limits: Limits) ->
 
 def main(bench: PeersBench) -> None:
     """Measures, prints, writes and draws."""
+    check_outputs(bench.out, bench.picture)
     console = Console(log_path=False, width=150)
     load = os.getloadavg()
     console.log(f"load average {load[0]:.2f}; measuring what the machine can do")
@@ -137,14 +138,13 @@ def main(bench: PeersBench) -> None:
     )
     results: dict[str, dict[str, Any]] = {}
     drawn: dict[str, list[Line]] = {}
-    tables: list[Table] = []
-    missing: list[str] = []
     for workload in bench.workloads:
         for family in bench.families:
             title = f"{family} at {workload}, batch {bench.batch_size:,}"
             lines, failures, raw = compare(bench, workload, family, limits, console)
-            tables.append(results_table(title, lines))
-            missing += [f"{name} ({title}): {why}" for name, why in failures.items()]
+            console.print(results_table(title, lines))
+            for name, why in failures.items():
+                console.print(f"not run: {name} ({title}): {why}", highlight=False)
             drawn[title] = lines
             results[title] = {
                 "lines": [asdict(line) for line in lines],
@@ -152,10 +152,6 @@ def main(bench: PeersBench) -> None:
                 **raw,
             }
             _write(bench.out, load, limits, results)
-    for table in tables:
-        console.print(table)
-    for reason in missing:
-        console.print(f"not run: {reason}", highlight=False)
     if bench.picture:
         draw(bench.picture, drawn, "rows a second, median and quartiles")
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from experiments.bench.children import Request
 from experiments.bench.limits import measure_limits
+from experiments.bench.outputs import check_outputs
 from experiments.bench.peers import WorkloadName
 from experiments.bench.results import Line, make_line, results_table
 from experiments.bench.turns import take_turns
@@ -53,6 +54,7 @@ def variant_of(rank: int) -> Variant:
 
 def main(bench: RankBench) -> None:
     """Measures, prints and writes."""
+    check_outputs(bench.out)
     console, limits = Console(log_path=False, width=150), measure_limits()
     load = os.getloadavg()
     results: dict[str, list[Line]] = {}
@@ -76,10 +78,10 @@ def main(bench: RankBench) -> None:
         console.print(results_table(f"D3 at {name}", results[name]))
         for rank, reason in failures.items():
             console.print(f"not run: {rank}: {reason}", highlight=False)
-    if bench.out:
-        lines = {name: [asdict(line) for line in group] for name, group in results.items()}
-        machine = {"cores": os.cpu_count(), "load_before": load, **limits._asdict()}
-        bench.out.write_text(json.dumps({"machine": machine, "results": lines}, indent=1))
+        if bench.out:  # All so far, so that a run that is stopped has not been for nothing.
+            lines = {size: [asdict(line) for line in group] for size, group in results.items()}
+            machine = {"cores": os.cpu_count(), "load_before": load, **limits._asdict()}
+            bench.out.write_text(json.dumps({"machine": machine, "results": lines}, indent=1))
 
 
 if __name__ == "__main__":

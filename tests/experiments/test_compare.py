@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -100,6 +101,16 @@ def test_checkpoints_are_gone_unless_kept_and_the_cell_can_be_inspected_then(
     drawn = sorted(path.name for path in (tmp_path / "cells/mlp/0/figures").iterdir())
     names = ("calibration", "learning-curves")
     assert drawn == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+
+
+def test_a_log_has_a_line_a_cell_with_the_time_left(prepared: Path, tmp_path: Path) -> None:
+    log = StringIO()
+    table = replace(TABLE, methods=(MLP,))
+    compare.compare(prepared, Plan(table, CONFIG, 2, tmp_path), Console(file=log, width=100))
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "2 cells, 0 of them finished already"
+    assert re.fullmatch(r"1 of 2: MLP, seed 0, about \d+ (s|min) left", lines[1])
+    assert lines[2] == "2 of 2: MLP, seed 1"
 
 
 def test_a_finished_cell_is_not_trained_again_and_another_table_shares_it(
