@@ -104,12 +104,12 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     if (finished := _finished(plan)) is not None:
         console.print(f"{plan.out} has been found already")
         return finished
-    with stop_signals() as should_stop:
-        _run_trials(study, plan, prepared, console, should_stop)
-        finals = [
-            Final(trial, _run_final(study, trial, plan, prepared, console, should_stop))
-            for trial in finalists(study)
-        ]
+    try:
+        with stop_signals() as should_stop:
+            _run_trials(study, plan, prepared, console, should_stop)
+            finals = _run_finals(study, plan, prepared, console, should_stop)
+    except (Preempted, KeyboardInterrupt) as stop:
+        raise Preempted("stopped; give the same command to go on with the search") from stop
     preset = describe(plan, study, finals)
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     plan.out.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -259,6 +259,29 @@ def _run_trials(
         )
 
 
+def _run_finals(
+    study: optuna.Study,
+    plan: Search,
+    prepared: Prepared,
+    console: Console,
+    should_stop: Callable[[int], bool],
+) -> list[Final]:
+    """The finalists with what they reach; one that diverges with some seed is said and left out."""
+    finals = []
+    for trial in finalists(study):
+        try:
+            values = _run_final(study, trial, plan, prepared, console, should_stop)
+            finals.append(Final(trial, values))
+        except TrainingError as error:
+            console.print(f"trial {trial.number + 1} is out: {error}", soft_wrap=True)
+    if not finals:
+        raise TrainingError(
+            "none of the best trials can be trained with every seed; look at the lines above, and "
+            "give more --trials or another --space"
+        )
+    return finals
+
+
 def _run_final(
     study: optuna.Study,
     trial: optuna.trial.FrozenTrial,
@@ -322,9 +345,9 @@ def _run_trial(
     except (ConfigError, TrainingError) as error:
         study.tell(trial, state=state.PRUNED)
         return f"can't be trained: {error}"
-    except (Preempted, KeyboardInterrupt) as stop:
+    except (Preempted, KeyboardInterrupt):
         study.tell(trial, state=state.FAIL)
-        raise Preempted("stopped; give the same command to go on with the search") from stop
+        raise
     study.tell(trial, value)
     return f"{value:.4f} with {_short(trial.params)}; best so far {study.best_value:.4f}"
 

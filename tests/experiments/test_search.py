@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,54 @@ def test_a_trial_that_was_cut_short_counts_for_nothing(
     assert len(states) == 5
     # The settings to start from were cut short, and are tried again.
     assert study.trials[2].params["learning_rate"] == CONFIG.optimizer.learning_rate
+
+
+def test_a_search_stopped_at_the_finalists_goes_on_there(
+    prepared: Path, tmp_path: Path, quick: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bowl = searching.train_on_validation
+
+    def stops(config: Config, *rest: Any) -> float:
+        if config.train.seed == 2:
+            raise Preempted("stopped after step 3, which is saved; resume to go on")
+        return bowl(config, *rest)
+
+    monkeypatch.setattr(searching, "train_on_validation", stops)
+    with pytest.raises(
+        Preempted, match=r"^stopped; give the same command to go on with the search"
+    ):
+        search(prepared, plan(tmp_path, trials=4), QUIET)
+    before = len(quick)
+    monkeypatch.setattr(searching, "train_on_validation", bowl)
+    preset = search(prepared, plan(tmp_path, trials=4), QUIET)
+    seeds = [config.train.seed for config, _ in quick[before:]]
+    assert seeds[0] == 2
+    assert len(seeds) == 2 * len(preset["finalists"]) - 1
+
+
+def test_a_finalist_that_diverges_with_a_seed_is_left_out(
+    prepared: Path, tmp_path: Path, quick: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bowl = searching.train_on_validation
+    rates: list[float] = []
+
+    def diverges(config: Config, *rest: Any) -> float:
+        if config.train.seed == 1:
+            rates.append(config.optimizer.learning_rate)
+            if worst is None or rates[-1] == worst:
+                raise TrainingError("the loss at step 3 is nan")
+        return bowl(config, *rest)
+
+    monkeypatch.setattr(searching, "train_on_validation", diverges)
+    worst: float | None = None
+    with pytest.raises(TrainingError, match="none of the best trials can be trained with every"):
+        search(prepared, plan(tmp_path, trials=4), QUIET)
+    worst = rates[0]
+    log = StringIO()
+    preset = search(prepared, plan(tmp_path, trials=4), Console(file=log, width=200))
+    assert len(preset["finalists"]) == len(set(rates)) - 1
+    assert preset["found"]["learning_rate"] != worst
+    assert re.search(r"trial \d is out: the loss at step 3 is nan", log.getvalue())
 
 
 def test_a_file_of_another_search_is_refused(
