@@ -39,7 +39,8 @@ def export_run(run: Run, out: Path) -> int:
 class Exported:
     """An exported model: `Exported(folder)(table)` scores rows in their raw values."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path | str) -> None:
+        directory = Path(directory)
         described = read_schema(directory)
         self._encoder = load_encoder(described)
         self._probabilities = load_exported(directory, described.schema)

@@ -19,6 +19,7 @@ from experiments.cli import main
 from experiments.export import Exported
 from experiments.run import open_run
 from tests.experiments.conftest import said
+from tests.test_readme import run_block
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,14 @@ def test_an_exported_model_says_what_the_run_does(
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
     assert ours.std() > 1e-4
     np.testing.assert_allclose(Exported(exported)(table.slice(3, 1)), ours[3:4], atol=1e-6)
+
+
+def test_the_readmes_example(
+    exported: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported.parent)
+    click = run_block("Exported(", rows=table)["click"]
+    np.testing.assert_array_equal(click, Exported(exported)(table))
 
 
 def test_the_folder_needs_neither_run_nor_checkout(
