@@ -92,8 +92,8 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     with the best mean as a preset.
 
     The same call goes on with the study's file. Raises `ConfigError` when that file is of other
-    settings or data, `TrainingError` when no trial came to its end, and `Preempted` when it was
-    asked to stop.
+    settings or data, `TrainingError` when no trial came to its end or none of the best can be
+    trained with every seed, and `Preempted` when it was asked to stop.
     """
     prepared = open_prepared(data)
     check_rows(prepared)
