@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 README = Path(__file__).parents[1] / "README.md"
@@ -35,10 +36,10 @@ def test_d3_in_a_flax_model() -> None:
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient["body"]))
 
 
-def test_the_equations_alone(capsys: Any) -> None:
+def test_the_equations_alone(capsys: pytest.CaptureFixture[str]) -> None:
     names = run_block("select_features(")
     assert names["selected"].shape == (32, 8, 16)
     printed = np.array(re.findall(r"-?\d+\.\d+(?:e-?\d+)?", capsys.readouterr().out), float)
-    # Softmax rows of one field each: an entropy lies between 0 and ln 8.
+    # An entropy of eight fields, minus ln 8.
     assert printed.shape == (32,)
     assert ((printed <= 0) & (printed >= -np.log(8))).all()

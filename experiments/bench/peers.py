@@ -10,7 +10,6 @@ takes minutes and says nothing of speed.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from experiments.bench.children import ChildError, Chosen, Request, ask
 from experiments.bench.limits import Limits, measure_limits
-from experiments.bench.outputs import check_outputs
+from experiments.bench.outputs import check_outputs, write_results
 from experiments.bench.results import Line, draw, make_line, results_table
 from experiments.bench.turns import Answers, Failures, take_turns
 from experiments.bench.variants import Family, Variant, bf16_variants, variants
@@ -151,18 +150,9 @@ def main(bench: PeersBench) -> None:
                 "failures": failures,
                 **raw,
             }
-            _write(bench.out, load, limits, results)
+            write_results(bench.out, load, limits, results)
     if bench.picture:
         draw(bench.picture, drawn, "rows a second, median and quartiles")
-
-
-def _write(
-    path: Path | None, load: tuple[float, float, float], limits: Limits, results: Mapping[str, Any]
-) -> None:
-    """Everything so far, so that a run that is stopped has not been for nothing."""
-    if path:
-        machine = {"cores": os.cpu_count(), "load_before": load, **limits._asdict()}
-        path.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
 
 
 if __name__ == "__main__":

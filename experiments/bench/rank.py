@@ -8,19 +8,19 @@ mixes a row's kernel from as many matrices as its rank says.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 
 from experiments.bench.children import Request
 from experiments.bench.limits import measure_limits
-from experiments.bench.outputs import check_outputs
+from experiments.bench.outputs import check_outputs, write_results
 from experiments.bench.peers import WorkloadName
-from experiments.bench.results import Line, make_line, results_table
+from experiments.bench.results import make_line, results_table
 from experiments.bench.turns import take_turns
 from experiments.bench.variants import Variant, text_d3, with_update
 from experiments.bench.workload import WORKLOADS
@@ -57,7 +57,7 @@ def main(bench: RankBench) -> None:
     check_outputs(bench.out)
     console, limits = Console(log_path=False, width=150), measure_limits()
     load = os.getloadavg()
-    results: dict[str, list[Line]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for name in bench.workloads:
         requests = {
             variant.name: Request(
@@ -71,17 +71,15 @@ def main(bench: RankBench) -> None:
             for variant in map(variant_of, bench.ranks)
         }
         answers, failures = take_turns(requests, bench.rounds, console.log)
-        results[name] = [
+        lines = [
             make_line(requests[rank].variant, rounds, WORKLOADS[name], bench.batch_size, limits)
             for rank, rounds in answers.items()
         ]
-        console.print(results_table(f"D3 at {name}", results[name]))
+        results[name] = [asdict(line) for line in lines]
+        console.print(results_table(f"D3 at {name}", lines))
         for rank, reason in failures.items():
             console.print(f"not run: {rank}: {reason}", highlight=False)
-        if bench.out:  # All so far, so that a run that is stopped has not been for nothing.
-            lines = {size: [asdict(line) for line in group] for size, group in results.items()}
-            machine = {"cores": os.cpu_count(), "load_before": load, **limits._asdict()}
-            bench.out.write_text(json.dumps({"machine": machine, "results": lines}, indent=1))
+        write_results(bench.out, load, limits, results)
 
 
 if __name__ == "__main__":
