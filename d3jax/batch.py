@@ -34,11 +34,17 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Field:
-    """One categorical field: its ids are 0 (unknown) to `size - 1`, in `slots` id columns."""
+    """One categorical field: its ids are 0 (unknown) to `size - 1`, in `slots` id columns.
+
+    `kind` is what its values are and `fingerprint` a hash of all that gives them their ids
+    (`d3jax.data.encoding`); empty where nothing is encoded by this schema.
+    """
 
     name: str
     size: int
     slots: int = 1
+    kind: str = "text"
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Schema:
 
     `scenario_field` names the field that tells the model the scenario, `user_field` and
     `item_field` those that identify the two sides; None where the data has no such field.
+    `fingerprint` is a hash of the rules that give a row its scenario and its label.
     """
 
     fields: tuple[Field, ...]
@@ -54,6 +61,7 @@ class Schema:
     scenario_field: str | None = None
     user_field: str | None = None
     item_field: str | None = None
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         names = [field.name for field in self.fields]
@@ -156,6 +164,23 @@ class Schema:
                 f"the schema has {self.num_scenarios}: {', '.join(self.scenarios)}"
             )
 
+    def differences(self, other: Schema) -> list[str]:
+        """Say in what `other` gives rows other ids, scenarios or labels; nothing if in nothing."""
+        ours, theirs = ({field.name: field for field in each.fields} for each in (self, other))
+        lines = [f"field {name!r} is missing" for name in ours.keys() - theirs.keys()]
+        lines += [f"field {name!r} is new" for name in theirs.keys() - ours.keys()]
+        for name in sorted(ours.keys() & theirs.keys()):
+            lines += _differences(ours[name], theirs[name])
+        if not lines and tuple(ours) != tuple(theirs):
+            lines.append(f"the fields stand in the order {', '.join(theirs)}")
+        for role in ("scenarios", "scenario_field", "user_field", "item_field"):
+            mine, yours = getattr(self, role), getattr(other, role)
+            if mine != yours:
+                lines.append(f"{role} is {yours!r} instead of {mine!r}")
+        if self.fingerprint != other.fingerprint:
+            lines.append("the rule for the scenario or the label is another")
+        return lines
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `schema.json`."""
         return asdict(self)
@@ -165,3 +190,16 @@ class Schema:
         """The inverse of `to_json`."""
         fields = tuple(Field(**field) for field in value["fields"])
         return cls(**{**value, "fields": fields, "scenarios": tuple(value["scenarios"])})
+
+
+def _differences(ours: Field, theirs: Field) -> list[str]:
+    name = ours.name
+    if ours.kind != theirs.kind:
+        return [f"field {name!r} holds values of kind {theirs.kind} instead of {ours.kind}"]
+    if ours.size != theirs.size:
+        return [f"field {name!r} has {theirs.size - 1:,} values instead of {ours.size - 1:,}"]
+    if ours.slots != theirs.slots:
+        return [f"field {name!r} has {theirs.slots} values a row instead of {ours.slots}"]
+    if ours.fingerprint != theirs.fingerprint:
+        return [f"field {name!r} gives its values other ids"]
+    return []

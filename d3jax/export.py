@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from d3jax.base import Model, ModelParams
 from d3jax.batch import Batch, Schema
-from d3jax.errors import CheckpointError, DataError
+from d3jax.errors import DataError
 from d3jax.parameters import Tree, named_leaves
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -66,15 +66,15 @@ def load_exported(directory: Path, schema: Schema) -> Probabilities:
     """The function that `export_model` wrote, for this machine's devices.
 
     Ids are checked against `schema` first, because a device reads a wrong row in silence. Each
-    new number of rows compiles once: ask for the same few. Raises `CheckpointError` when a file
-    is missing or damaged, and `DataError` for an id or a scenario out of range.
+    new number of rows compiles once: ask for the same few. Raises `DataError` when a file is
+    missing or damaged, and for an id or a scenario out of range.
     """
     try:
         program = export.deserialize(bytearray((directory / PROGRAM).read_bytes()))
         with (directory / WEIGHTS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights = jax.device_put({name: arrays[name] for name in arrays.files})
     except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
-        raise CheckpointError(
+        raise DataError(
             f"{directory} holds no exported model, or a damaged one ({error}); export it again"
         ) from error
     call = jax.jit(program.call)

@@ -63,7 +63,7 @@ def adc(
     )
     _check(files)
     ads = attach(files.log.table, _without_null(files.ads), "adgroup_id")
-    users = attach(ads.table, _without_null(files.users), "user", "userid")
+    users = attach(ads.table, _without_null(files.users), "user", other_key="userid")
     rows = _labelled(users.table, last_day)
     unmatched = {_ADS: ads.unmatched, _USERS: users.unmatched}
     return Source(

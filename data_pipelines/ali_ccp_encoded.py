@@ -17,7 +17,7 @@ import ibis
 from d3jax.errors import DataError
 from data_pipelines.ali_ccp import DROPPED, ITEM, POSITION, USER
 from data_pipelines.ali_ccp_files import FIELD_NAMES
-from data_pipelines.engine import hand_over, text_parser
+from data_pipelines.engine import hand_over, read_csv, text_parser
 from data_pipelines.source import FieldSource, Source
 
 SCENARIOS = ("1", "2", "3")
@@ -78,7 +78,7 @@ def _read(connection: ibis.BaseBackend, path: Path, split: str, scratch: Path | 
     """The columns of `_FORMATS` as strings, checked in one pass, and the split."""
     try:
         parser = text_parser(connection, scratch)
-        table = parser.read_csv(path, header=True, delim=",", all_varchar=True)
+        table = read_csv(parser, path, header=True, delim=",", all_varchar=True)
         if missing := [name for name in _FORMATS if name not in table.columns]:
             raise DataError(
                 f"file {path.name} has no column {missing[0]!r}; it has {', '.join(table.columns)}"

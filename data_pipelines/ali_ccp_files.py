@@ -16,7 +16,7 @@ import ibis
 from ibis.expr.types import ArrayValue, StringValue
 
 from d3jax.errors import DataError
-from data_pipelines.engine import text_parser
+from data_pipelines.engine import read_csv, read_parquet, text_parser, write_parquet
 
 # fmt: off
 FIELD_NAMES = (
@@ -87,13 +87,13 @@ def parse(
         malformed = lines.filter(~lines.line.re_search(f"^{formats}$")).line.min()
         if (line := malformed.to_pyarrow().as_py()) is not None:
             raise DataError(_describe(path, kind, line))
-        parser.to_parquet(_split(lines, kind, max_slots), staged)
+        write_parquet(_split(lines, kind, max_slots), staged)
     except duckdb.InvalidInputException as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"file {path.name} can't be read as lines of UTF-8 ({reason}); {AGAIN}"
         ) from error
-    return File(path, connection.read_parquet(staged))
+    return File(path, read_parquet(connection, staged))
 
 
 def slots(name: str, max_slots: int) -> int:
@@ -115,7 +115,8 @@ def _read_lines(connection: ibis.BaseBackend, path: Path) -> ibis.Table:
             f"{path.parent} has no {path.name}, only {found}; unpack sample_train and "
             "sample_test of Ali-CCP into one directory"
         )
-    table = connection.read_csv(
+    table = read_csv(
+        connection,
         path,
         columns={"line": "VARCHAR"},
         header=False,

@@ -30,13 +30,7 @@ def verify_checksums(directory: Path) -> int:
     Raises `DataError` naming a file that is missing, changed or was not there when the directory
     was made.
     """
-    path = directory / _NAME
-    if not path.is_file():
-        raise DataError(f"{path} is missing, so nothing tells what the files held; {_AGAIN}")
-    try:
-        sums = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
+    sums = _read(directory)
     found = {str(file.relative_to(directory)): file for file in _files(directory)}
     for name, expected in sums.items():
         if name not in found:
@@ -49,6 +43,23 @@ def verify_checksums(directory: Path) -> int:
     if strangers := sorted(found.keys() - sums.keys()):
         raise DataError(f"{directory / strangers[0]} is no part of the prepared data; remove it")
     return len(sums)
+
+
+def data_fingerprint(directory: Path) -> str:
+    """Return a hash of what `write_checksums` found of rows and vocabularies; `schema.json`, which
+    also says where the rows came from, is left out. Raises `DataError` when it left nothing."""
+    sums = {name: value for name, value in _read(directory).items() if name != "schema.json"}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read(directory: Path) -> dict[str, str]:
+    path = directory / _NAME
+    if not path.is_file():
+        raise DataError(f"{path} is missing, so nothing tells what the files held; {_AGAIN}")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
 
 
 def _files(directory: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The prepared directory: encoded columns, vocabularies and the schema that explains them.
 
 schema.json                        format version, fields, scenarios, how it was prepared
-vocabularies/<field>.parquet       value (string), id (int32), count (int64) in train
+vocabularies/<name>.parquet        of a field: value (string), id (int32), count (int64) in train
 <split>/ids.npy                    [R K] int32
 <split>/scenario.npy, label.npy    [R] int32, [R] float32
 checksums.json                     SHA-256 of the other files
@@ -9,11 +9,13 @@ checksums.json                     SHA-256 of the other files
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,14 +23,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from d3jax.batch import Schema
+from d3jax.batch import Field, Schema
+from d3jax.data.encoder import FieldCode
 from d3jax.errors import DataError
+from data_pipelines.checksums import data_fingerprint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SPLITS = ("train", "validation", "test")
 
 _AGAIN = "prepare the data again"
+_CHUNK = 1 << 20
 
 
 class Rows(NamedTuple):
@@ -46,22 +51,90 @@ class Prepared:
     directory: Path
     schema: Schema
     provenance: dict[str, Any]
+    _checked: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def rows(self, split: str) -> Rows:
-        """The rows of `split` as memory maps; raises `DataError` when a file can't be mapped."""
-        return Rows(*(_map(_column(self.directory, split, name)) for name in Rows._fields))
+        """Return the rows of `split` as memory maps.
+
+        The first call reads them all: raises `DataError` when a file can't be mapped, or naming
+        file, field, row and value of an id, scenario or label that the schema doesn't have.
+        """
+        rows = Rows(*(_map(_column(self.directory, split, name)) for name in Rows._fields))
+        if split not in self._checked:
+            _check_rows(self, split, rows)
+            self._checked.add(split)
+        return rows
 
     def vocabulary(self, field: str) -> pa.Table:
         """Columns `value`, `id`, `count` of `field`, by id from 1; unknown (id 0) has no row."""
         self.schema.index(field)
-        return pq.read_table(_existing(vocabulary_path(self.directory, field)))
+        return _read_vocabulary(vocabulary_path(self.directory, field))
+
+    def codes(self) -> tuple[FieldCode, ...]:
+        """Return what gives the values of each field their ids.
+
+        Raises `DataError` when a vocabulary is missing or not the one of the schema.
+        """
+        codes = field_codes(self.directory, self.schema, self.provenance)
+        for known, code in zip(self.schema.fields, codes, strict=True):
+            if len(code.values) != known.size - 1 or code.fingerprint != known.fingerprint:
+                raise DataError(
+                    f"{vocabulary_path(self.directory, known.name)} is damaged: it is not the "
+                    f"vocabulary that schema.json knows of field {known.name!r}; {_AGAIN}, or put "
+                    "it back from a copy"
+                )
+        return codes
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all rows and vocabularies."""
+        return data_fingerprint(self.directory)
 
 
 def vocabulary_path(directory: Path, field: str) -> Path:
-    """Where the vocabulary of `field` is; raises `DataError` when its name can't be a file name."""
-    if not field or Path(field).name != field:
-        raise DataError(f"field {field!r} can't name a file; rename it, without slashes")
-    return directory / "vocabularies" / f"{field}.parquet"
+    """Return where the vocabulary of `field` is: a name may hold what no file's name can."""
+    readable = re.sub("[^A-Za-z0-9_-]+", "-", field).strip("-")[:40]
+    digest = hashlib.sha256(field.encode()).hexdigest()[:8]
+    return directory / "vocabularies" / f"{readable}-{digest}.parquet"
+
+
+def field_codes(
+    directory: Path, schema: Schema, provenance: dict[str, Any]
+) -> tuple[FieldCode, ...]:
+    """Return the codes of the fields, by the vocabularies of `directory` and the rules beside."""
+    separators, edges, hashed = (
+        provenance.get(rule, {}) for rule in ("separators", "buckets", "hashed")
+    )
+    return tuple(
+        FieldCode(
+            name=each.name,
+            kind=each.kind,  # type: ignore[arg-type]
+            values=_numbered_values(directory, each),
+            separator=separators.get(each.name),
+            edges=tuple(edges[each.name]) if each.name in edges else None,
+            buckets=hashed.get(each.name),
+        )
+        for each in schema.fields
+    )
+
+
+def _numbered_values(directory: Path, known: Field) -> pa.StringArray:
+    table = _read_vocabulary(vocabulary_path(directory, known.name))
+    if not np.array_equal(table["id"], np.arange(1, known.size)):
+        raise DataError(
+            f"the vocabulary of field {known.name!r} in {directory} does not number its values "
+            f"from 1 to {known.size - 1}; {_AGAIN}"
+        )
+    return table["value"].combine_chunks()
+
+
+def _read_vocabulary(path: Path) -> pa.Table:
+    try:
+        # A path that Arrow is given as such may be a pattern, or say how rows are partitioned.
+        with _existing(path).open("rb") as file:
+            return pq.read_table(file, columns=["value", "id", "count"])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
 
 
 def read_schema(directory: Path) -> Prepared:
@@ -90,9 +163,9 @@ def open_prepared(directory: Path) -> Prepared:
     `schema.json` says. `check_rows` looks at the values.
     """
     prepared = read_schema(directory)
-    for field in prepared.schema.fields:
-        path = _existing(vocabulary_path(directory, field.name))
-        _check_vocabulary_size(path, field.size)
+    for known in prepared.schema.fields:
+        path = _existing(vocabulary_path(directory, known.name))
+        _check_vocabulary_size(path, known.size)
     for split in SPLITS:
         count = prepared.provenance.get("rows", {}).get(split, 0)
         if count < 1:
@@ -101,16 +174,20 @@ def open_prepared(directory: Path) -> Prepared:
     return prepared
 
 
-def check_rows(prepared: Prepared, chunk: int = 1 << 20) -> None:
-    """Streams over every row, `chunk` at a time, and checks ids, scenarios and labels.
+def check_rows(prepared: Prepared) -> None:
+    """Stream over every row and check ids, scenarios and labels.
 
     Raises `DataError` naming file, field, row and value; for example ids that exceed the
     vocabulary, which a device would clamp in silence.
     """
     for split in SPLITS:
-        rows = prepared.rows(split)
-        for start in range(0, len(rows.label), chunk):
-            _check_chunk(prepared, split, rows, start, start + chunk)
+        prepared.rows(split)
+
+
+def _check_rows(prepared: Prepared, split: str, rows: Rows) -> None:
+    lengths = {len(column) for column in rows}
+    for start in range(0, min(lengths), _CHUNK):
+        _check_chunk(prepared, split, rows, start, start + _CHUNK)
 
 
 def check_replaceable(directory: Path, overwrite: bool) -> None:
@@ -183,20 +260,30 @@ def _write_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...
 
 
 def write_vocabulary(directory: Path, field: str, table: pa.Table) -> None:
-    """Writes columns `value`, `id`, `count` of `field`; equal tables give equal bytes.
-
-    Raises `DataError` when the field's name can't be a file name.
-    """
+    """Writes columns `value`, `id`, `count` of `field`; equal tables give equal bytes."""
     path = vocabulary_path(directory, field)
     path.parent.mkdir(parents=True, exist_ok=True)
     layout = pa.schema({"value": pa.string(), "id": pa.int32(), "count": pa.int64()})
     # One chunk: the pages of a Parquet file follow the chunks of the table.
     plain = table.select(layout.names).cast(layout).combine_chunks()
-    pq.write_table(plain, path, compression="zstd")
+    with path.open("wb") as file:
+        pq.write_table(plain, file, compression="zstd")
 
 
 def write_schema(directory: Path, schema: Schema, provenance: dict[str, Any]) -> None:
-    """Writes `schema.json`, the same bytes for the same content."""
+    """Writes `schema.json`, the same bytes for the same content.
+
+    The schema gets the fingerprints of the vocabularies, which must be in `directory` already,
+    and of the rules in `provenance`.
+    """
+    codes = field_codes(directory, schema, provenance)
+    fields = zip(schema.fields, codes, strict=True)
+    rules = [provenance.get("scenario"), provenance.get("label_rule")]
+    schema = replace(
+        schema,
+        fields=tuple(replace(each, fingerprint=code.fingerprint) for each, code in fields),
+        fingerprint=hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16],
+    )
     content = {
         "format_version": FORMAT_VERSION,
         "schema": schema.to_json(),
@@ -233,16 +320,22 @@ def _map(path: Path) -> np.ndarray:
 
 def _check_vocabulary_size(path: Path, size: int) -> None:
     try:
-        values = pq.read_metadata(path).num_rows
+        values = _rows_of(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
     if values + 1 != size:
         raise DataError(f"{path} has {values} values; schema.json says {size - 1}; {_AGAIN}")
 
 
+def _rows_of(path: Path) -> int:
+    with path.open("rb") as file:
+        return pq.read_metadata(file).num_rows
+
+
 def _check_split(prepared: Prepared, split: str, count: int) -> None:
     layout = _layout(count, prepared.schema.num_slots)
-    for column, (name, dtype, shape) in zip(prepared.rows(split), layout, strict=True):
+    for name, dtype, shape in layout:
+        column = _map(_column(prepared.directory, split, name))
         if column.dtype != dtype or column.shape != shape:
             raise DataError(
                 f"{_column(prepared.directory, split, name)} holds {column.dtype} of shape "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import ibis
 
@@ -32,6 +34,37 @@ def duckdb_engine(
     return ibis.duckdb.connect(**settings)
 
 
+def read_parquet(connection: ibis.BaseBackend, path: Path) -> ibis.Table:
+    """Return the rows of just this file, or folder of files that an engine wrote.
+
+    To an engine a path is a pattern, and `click=1` in one a column; here it is neither.
+    """
+    if connection.name == "duckdb":
+        return connection.read_parquet(_literal(path), hive_partitioning=False)
+    return connection.read_parquet(re.sub(r"([\\*?\[\]{}])", r"\\\1", str(path)))
+
+
+def read_csv(connection: ibis.BaseBackend, path: Path, **options: Any) -> ibis.Table:
+    """Return the rows of just this file, as DuckDB reads them with the given options."""
+    return connection.read_csv(_literal(path), hive_partitioning=False, **options)
+
+
+def _literal(path: Path) -> str:
+    """A pattern of DuckDB's that only this path matches."""
+    return re.sub(r"([*?\[])", r"[\1]", str(path))
+
+
+def write_parquet(table: ibis.Table, path: Path) -> None:
+    """Write what an expression gives to a file, or to a folder of files where the engine does."""
+    connection = table.get_backend()
+    if connection.name != "duckdb":
+        connection.to_parquet(table, path)
+        return
+    # Ibis quotes a path as Python does, which isn't how SQL does.
+    quoted = "'" + str(path).replace("'", "''") + "'"
+    connection.raw_sql(f"COPY ({connection.compile(table)}) TO {quoted} (FORMAT parquet)")
+
+
 def text_parser(connection: ibis.BaseBackend, scratch: Path | None) -> ibis.BaseBackend:
     """DuckDB, which splits lines into columns for other engines too: `connection` if it is one."""
     if connection.name == "duckdb":
@@ -48,8 +81,8 @@ def hand_over(
     parser = table.get_backend()
     if parser is connection or scratch is None:
         return table
-    parser.to_parquet(table, scratch / name)
-    return connection.read_parquet(scratch / name)
+    write_parquet(table, scratch / name)
+    return read_parquet(connection, scratch / name)
 
 
 def spark_engine(scratch: Path) -> ibis.BaseBackend:

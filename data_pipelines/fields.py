@@ -1,4 +1,4 @@
-"""The ids of one field: from a vocabulary, buckets of numbers, a hash, or the publisher.
+"""The code of one field: from a vocabulary, buckets of numbers, a hash, or the publisher.
 
 Whatever is fitted is fitted on the training rows alone, and a field that gives the label away is
 refused.
@@ -6,186 +6,215 @@ refused.
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from d3jax.batch import UNKNOWN, Field
+from d3jax.data.encoder import LIST, FieldCode
+from d3jax.data.encoding import KindOf, bucket_of, hash_ids, parse_numbers, spell
 from d3jax.errors import DataError
-from data_pipelines.buckets import (
-    assign,
-    bucket_names,
-    fit_edges,
-    hash_expression,
-    parse_numbers,
-)
-from data_pipelines.columns import vocabulary_path, write_vocabulary
+from data_pipelines.buckets import bucket_names, fit_edges
 from data_pipelines.source import LARGEST_ID, FieldSource
 from data_pipelines.stage import Stage
 
 SUPPORT = 10
 """Training rows from which on a value's clicks are evidence."""
 
-
 _LEAK = "what is known only after the click can't be a field, so leave it out"
 
+_VALUES = pa.schema({"value": pa.string(), "count": pa.int64(), "clicks": pa.int64()})
+_NONE = pa.array([], pa.string())
 
-class Code(NamedTuple):
-    """A field's place in the schema and `ranked`: the id and slot of each value of a raw string.
 
-    `edges` are those of a field of numbers, None for any other.
+class Fitted(NamedTuple):
+    """A field's place in the schema, what gives its values ids, and those with their counts.
+
+    `vocabulary` has the columns `value`, `id`, `count`, by id from 1.
     """
 
     field: Field
-    ranked: ibis.Table
-    edges: tuple[float, ...] | None = None
-
-
-class _Fitted(NamedTuple):
-    """`coded`: pairs with an id, unknown where a value has none; `vocabulary`: ids from 1."""
-
-    coded: ibis.Table
+    code: FieldCode
     vocabulary: pa.Table
-    edges: tuple[float, ...] | None = None
 
 
-def encode_field(
-    stage: Stage,
-    directory: Path,
-    rows: ibis.Table,
-    origin: FieldSource,
-    column: str,
-    min_count: int,
-) -> Code:
-    """Fits the ids of the raw strings in `column`, and writes what they mean into `directory`.
+class _Tally(NamedTuple):
+    """Training rows and clicks of each id [V] and of rows without a value; an `example` of each."""
+
+    rows: np.ndarray
+    clicks: np.ndarray
+    examples: pa.StringArray
+
+
+def fit_field(
+    stage: Stage, rows: ibis.Table, origin: FieldSource, column: str, min_count: int
+) -> Fitted:
+    """Fit the ids of the raw texts in `column` on the training rows.
 
     Raises `DataError` when the field gives the label away, or naming a value that is no number
     or no id.
     """
-    pairs = stage(f"pairs_{column}", value_pairs(rows, column, origin.separator))
-    fitted = _fit(stage, directory, pairs, origin, column, min_count)
-    _check_leakage(fitted.coded, origin.name)
-    ranked = stage(f"ranked_{column}", _rank(fitted.coded, origin))
-    longest = ranked.filter(ranked["count"] > 0).slot.max().to_pyarrow().as_py()
-    slots = 1 if longest is None else longest + 1
-    if origin.max_slots is not None:
-        slots = min(slots, origin.max_slots)
-    size = fitted.vocabulary.num_rows + 1
-    return Code(Field(origin.name, size=size, slots=slots), ranked, fitted.edges)
-
-
-def value_pairs(rows: ibis.Table, column: str, separator: str | None) -> ibis.Table:
-    """Every distinct `raw` string with each `value` in it once, its `count` in train and `clicks`.
-
-    A raw string without a value has the value "".
-    """
-    train = rows.split == "train"
-    counts = rows.group_by(raw=rows[column]).agg(
-        count=rows.count(where=train), clicks=rows.count(where=train & (rows.label == 1))
-    )
-    if separator is None:
-        return counts.mutate(value=counts.raw)
-    # Spark takes the separator of `split` for a regular expression; `re_split` is one in both.
-    values = counts.raw.re_split(re.escape(separator)).unnest()
-    return counts.mutate(value=values).distinct()
-
-
-def _fit(
-    stage: Stage,
-    directory: Path,
-    pairs: ibis.Table,
-    origin: FieldSource,
-    column: str,
-    min_count: int,
-) -> _Fitted:
-    present = pairs.filter(pairs.value != "")
+    stage(f"texts_{column}", _count_texts(rows, column))
+    found = KindOf()
+    for batch in stage.batches(f"texts_{column}"):
+        found.add(_single_values(batch.column("raw"), origin)[1])
+    values = stage.write(f"values_{column}", _VALUES, _spelt(stage, column, origin, found.kind))
+    totals = values.group_by("value").agg(count=values["count"].sum(), clicks=values.clicks.sum())
+    bare = FieldCode(origin.name, found.kind, _NONE, origin.separator)
     if origin.hash_buckets is not None:
-        fitted = _hashed(pairs, present, origin.hash_buckets)
+        code, tally = _hashed(bare, totals, origin.hash_buckets)
     elif origin.quantiles is not None:
-        fitted = _in_buckets(stage, pairs, present, origin, column)
+        code, tally = _in_buckets(bare, totals, origin.quantiles)
+    elif origin.encoded:
+        code, tally = _given_ids(bare, totals, rows[column])
     else:
-        if origin.encoded:
-            vocabulary = _given_ids(present, origin.name)
-        else:
-            vocabulary = _vocabulary(present, min_count).to_pyarrow()
-        write_vocabulary(directory, origin.name, vocabulary)
-        known = stage.connection.read_parquet(vocabulary_path(directory, origin.name))
-        return _Fitted(_look_up(pairs, known), vocabulary)
-    write_vocabulary(directory, origin.name, fitted.vocabulary)
-    return fitted
+        code, tally = _vocabulary(bare, totals, min_count)
+    _check_leakage(tally, origin.name)
+    size = len(code.values)
+    vocabulary = pa.table({"value": code.values, "id": _ids(size), "count": tally.rows[1:]})
+    slots = _slots(stage, column, code, origin)
+    return Fitted(Field(origin.name, size + 1, slots, found.kind), code, vocabulary)
 
 
-def _vocabulary(present: ibis.Table, min_count: int) -> ibis.Table:
-    """Columns `value`, `count`, `id`: by count descending, then value; ids from 1."""
-    totals = present.group_by("value").agg(count=present["count"].sum())
-    kept = totals.filter(totals["count"] >= min_count)
-    order = ibis.window(order_by=[ibis.desc("count"), ibis.asc("value")])
-    return kept.mutate(id=(ibis.row_number().over(order) + 1).cast("int32")).order_by("id")
+def _count_texts(rows: ibis.Table, column: str) -> ibis.Table:
+    """Every distinct `raw` text of the training rows with its `count` and `clicks`."""
+    train = rows.filter(rows.split == "train")
+    return train.group_by(raw=train[column]).agg(
+        count=train.count().cast("int64"), clicks=train.label.sum().cast("int64")
+    )
 
 
-def _given_ids(present: ibis.Table, name: str) -> pa.Table:
-    """Columns `value`, `count`, `id` of 1 to the largest id, whether train has it or not."""
-    totals = present.group_by(id=present.value.cast("int64")).agg(count=present["count"].sum())
-    largest = totals.id.max().to_pyarrow().as_py() or 0
+def _single_values(raw: pa.StringArray, origin: FieldSource) -> tuple[np.ndarray, pa.StringArray]:
+    """The place in `raw` of each single value, and its text."""
+    if origin.separator is None:
+        return np.arange(len(raw)), raw
+    code = FieldCode(origin.name, "text", _NONE, origin.separator)
+    return code.items(as_column(raw, origin.separator), "the rows")
+
+
+def as_column(raw: pa.StringArray, separator: str | None) -> pa.Array:
+    """Return the lists that staged texts hold, if these came as lists; else the texts."""
+    return pc.split_pattern(raw, LIST) if separator == LIST else raw
+
+
+def _spelt(stage: Stage, column: str, origin: FieldSource, kind: str) -> Iterator[pa.RecordBatch]:
+    """The spelt values of each distinct text, each once, with the text's count and clicks; null
+    for a text without a value."""
+    for batch in stage.batches(f"texts_{column}"):
+        places, texts = _single_values(batch.column("raw"), origin)
+        coded = spell(texts, kind).dictionary_encode()  # type: ignore[arg-type]
+        codes = pc.fill_null(coded.indices, -1).to_numpy()
+        pairs = np.unique(np.stack([places, codes], axis=1), axis=0)
+        pairs = pairs[pairs[:, 1] >= 0]
+        without = np.setdiff1d(np.arange(batch.num_rows), pairs[:, 0])
+        values = coded.dictionary.take(pa.array(pairs[:, 1]))
+        at = pa.array(np.concatenate([pairs[:, 0], without]))
+        yield pa.record_batch(
+            [
+                pa.concat_arrays([values, pa.nulls(len(without), pa.string())]),
+                batch.column("count").take(at),
+                batch.column("clicks").take(at),
+            ],
+            schema=_VALUES,
+        )
+
+
+def _in_memory(totals: ibis.Table) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
+    """The values with their counts and clicks, in an order that no engine decides; null first."""
+    table = totals.to_pyarrow().sort_by([("count", "descending"), ("value", "ascending")])
+    value = table["value"].combine_chunks()
+    order = np.argsort(np.asarray(value.is_valid()), kind="stable")
+    counts, clicks = (
+        table[name].combine_chunks().cast(pa.int64()).to_numpy()[order]
+        for name in ("count", "clicks")
+    )
+    return value.take(pa.array(order)), counts, clicks
+
+
+def _split_off(
+    totals: ibis.Table,
+) -> tuple[tuple[int, int], pa.StringArray, np.ndarray, np.ndarray]:
+    """Rows and clicks without a value apart from the values."""
+    values, counts, clicks = _in_memory(totals)
+    missing = values.null_count
+    without = int(counts[:missing].sum()), int(clicks[:missing].sum())
+    return without, values.slice(missing), counts[missing:], clicks[missing:]
+
+
+def _vocabulary(code: FieldCode, totals: ibis.Table, min_count: int) -> tuple[FieldCode, _Tally]:
+    """Ids by count descending, then value."""
+    kept = totals.filter(totals.value.isnull() | (totals["count"] >= min_count))
+    without, values, counts, clicks = _split_off(kept)
+    tally = _Tally(np.append(without[0], counts), np.append(without[1], clicks), _examples(values))
+    return code._replace(values=values), tally
+
+
+def _given_ids(
+    code: FieldCode, totals: ibis.Table, column: ibis.Column
+) -> tuple[FieldCode, _Tally]:
+    """Ids 1 to the largest of all rows, whether train has it or not."""
+    largest = column.nullif("").cast("int64").max().to_pyarrow().as_py() or 0
     if largest > LARGEST_ID:
         raise DataError(
-            f"field {name!r}: id {largest} is beyond the largest, {LARGEST_ID}; number the "
+            f"field {code.name!r}: id {largest} is beyond the largest, {LARGEST_ID}; number the "
             "values without gaps, or prepare them as strings"
         )
-    counts = _counts_by_id(totals, largest)
-    ids = np.arange(1, largest + 1)
-    return pa.table({"value": pa.array(ids).cast(pa.string()), "id": ids, "count": counts})
+    without, values, counts, clicks = _split_off(totals)
+    ids = values.cast(pa.int64()).to_numpy()
+    names = pa.array(np.arange(1, largest + 1)).cast(pa.string())
+    tally = _tally(ids, largest, without, values, counts, clicks)
+    return code._replace(values=names), tally
 
 
-def _counts_by_id(totals: ibis.Table, size: int) -> np.ndarray:
-    """[size] the training rows of ids 1 to `size`."""
-    seen = totals.select(totals.id, totals["count"].cast("int64")).to_pyarrow()
-    counts = np.zeros(size + 1, np.int64)
-    counts[seen["id"].to_numpy()] = seen["count"].to_numpy()
-    return counts[1:]
-
-
-def _look_up(pairs: ibis.Table, known: ibis.Table) -> ibis.Table:
-    joined = pairs.left_join(known.select("value", "id"), "value")
-    return joined.select("raw", "value", "count", "clicks", id=joined.id.fill_null(UNKNOWN))
-
-
-def _hashed(pairs: ibis.Table, present: ibis.Table, buckets: int) -> _Fitted:
-    """The ids of buckets by md5; a bucket's value in the vocabulary is its number."""
-    hashed = hash_expression(pairs.value, buckets)
-    coded = pairs.mutate(id=ibis.ifelse(pairs.value == "", UNKNOWN, hashed).cast("int32"))
-    ids = hash_expression(present.value, buckets)
-    totals = present.group_by(id=ids).agg(count=present["count"].sum())
+def _hashed(code: FieldCode, totals: ibis.Table, buckets: int) -> tuple[FieldCode, _Tally]:
+    """Ids of buckets by md5; a bucket's value in the vocabulary is its number."""
+    without, values, counts, clicks = _split_off(totals)
     names = pa.array(np.arange(1, buckets + 1)).cast(pa.string())
-    counts = _counts_by_id(totals, buckets)
-    return _Fitted(coded, pa.table({"value": names, "id": _ids(buckets), "count": counts}))
+    tally = _tally(hash_ids(values, buckets), buckets, without, values, counts, clicks)
+    return code._replace(values=names, buckets=buckets), tally
 
 
-def _in_buckets(
-    stage: Stage, pairs: ibis.Table, present: ibis.Table, origin: FieldSource, column: str
-) -> _Fitted:
-    """The ids of quantiles of the training rows; a bucket's value is its range."""
-    # A number is a value of its own raw string. In order, whatever the engine.
-    table = present.select("value", "count", "clicks").order_by("value").to_pyarrow()
-    values, counts = table["value"].combine_chunks(), table["count"].to_numpy()
+def _in_buckets(code: FieldCode, totals: ibis.Table, quantiles: int) -> tuple[FieldCode, _Tally]:
+    """Ids of quantiles of the training rows; a bucket's value is its range."""
+    without, values, counts, clicks = _split_off(totals)
     numbers = parse_numbers(values)
     if wrong := np.flatnonzero(np.isnan(numbers)).tolist():
         raise DataError(
-            f"field {origin.name!r}: {values[wrong[0]].as_py()!r} is not a number; correct it, or "
+            f"field {code.name!r}: {values[wrong[0]].as_py()!r} is not a number; correct it, or "
             "don't prepare the field as numbers"
         )
-    _check_separation(numbers, counts, table["clicks"].to_numpy(), origin.name)
-    edges = fit_edges(numbers, counts, origin.quantiles or 1)
-    ids = assign(numbers, edges) + 1
-    names = bucket_names(edges)
-    rows = np.bincount(ids, counts, minlength=len(names) + 1)[1:].astype(np.int64)
-    vocabulary = pa.table({"value": names, "id": _ids(len(names)), "count": rows})
-    known = stage.put(f"buckets_{column}", pa.table({"value": values, "id": pa.array(ids)}))
-    return _Fitted(_look_up(pairs, known), vocabulary, tuple(edges.tolist()))
+    _check_separation(numbers, counts, clicks, code.name)
+    edges = fit_edges(numbers, counts, quantiles)
+    names = pa.array(bucket_names(edges), pa.string())
+    tally = _tally(bucket_of(numbers, edges) + 1, len(names), without, values, counts, clicks)
+    return code._replace(values=names, edges=tuple(edges.tolist())), tally
+
+
+def _tally(
+    ids: np.ndarray,
+    size: int,
+    without: tuple[int, int],
+    values: pa.StringArray,
+    counts: np.ndarray,
+    clicks: np.ndarray,
+) -> _Tally:
+    """Sum counts and clicks up by id; the example of an id is its most frequent value."""
+    rows = np.bincount(ids, counts, minlength=size + 1).astype(np.int64)
+    clicked = np.bincount(ids, clicks, minlength=size + 1).astype(np.int64)
+    rows[UNKNOWN], clicked[UNKNOWN] = without
+    seen, first = np.unique(ids, return_index=True)
+    examples = np.full(size, -1)
+    examples[seen[seen > 0] - 1] = first[seen > 0]
+    taken = values.take(pa.array(examples, mask=examples < 0))
+    return _Tally(rows, clicked, _examples(taken))
+
+
+def _examples(values: pa.StringArray) -> pa.StringArray:
+    return pa.concat_arrays([pa.array([""], pa.string()), values])
 
 
 def _check_separation(
@@ -207,42 +236,35 @@ def _ids(size: int) -> np.ndarray:
     return np.arange(1, size + 1, dtype=np.int32)
 
 
-def _rank(coded: ibis.Table, origin: FieldSource) -> ibis.Table:
-    """Columns `raw`, `count`, `id` and `slot`: 0 for the smallest known id of a raw string."""
-    known = coded.filter(coded.id != UNKNOWN).select("raw", "count", "id")
-    if origin.hash_buckets is not None and origin.separator is not None:
-        known = known.distinct()  # Two values may share a bucket.
-    order = ibis.window(group_by="raw", order_by="id")
-    return known.mutate(slot=ibis.row_number().over(order))
+def _slots(stage: Stage, column: str, code: FieldCode, origin: FieldSource) -> int:
+    """The most known values that a training row has, at most `max_slots`."""
+    if code.separator is None:
+        return 1
+    longest = 1
+    for batch in stage.batches(f"texts_{column}"):
+        pairs = code.pairs(as_column(batch.column("raw"), code.separator), "the rows")
+        if len(pairs):
+            longest = max(longest, int(np.bincount(pairs[:, 0]).max()))
+    return longest if origin.max_slots is None else min(longest, origin.max_slots)
 
 
-def _check_leakage(coded: ibis.Table, name: str) -> None:
+def _check_leakage(tally: _Tally, name: str) -> None:
     """Refuses a field whose values decide the label.
 
     The values are those with at least `SUPPORT` training rows, a missing one among them, and
     they must hold half of all such rows: each of them with one label only, and both labels among
     them, does not happen by chance. Rare values, such as users of a few rows, are no evidence.
     """
-    judged = coded.filter((coded.id != UNKNOWN) | (coded.raw == ""))
-    values = judged.group_by("id").agg(
-        value=judged.value.min(), count=judged["count"].sum(), clicks=judged.clicks.sum()
-    )
-    enough = values["count"] >= SUPPORT
-    clicked, pure = values.clicks == values["count"], (values.clicks == 0)
-    tally = values.agg(
-        rows=values["count"].sum(),
-        supported=values["count"].sum(where=enough),
-        values=values.count(where=enough),
-        mixed=values.count(where=enough & ~clicked & ~pure),
-        clicked=values.value.min(where=enough & clicked),
-        unclicked=values.value.min(where=enough & pure),
-    )
-    found: dict[str, Any] = tally.to_pyarrow().to_pylist()[0]
-    if found["mixed"] or found["clicked"] is None or found["unclicked"] is None:
+    enough = tally.rows >= SUPPORT
+    clicked = np.flatnonzero(enough & (tally.clicks == tally.rows))
+    unclicked = np.flatnonzero(enough & (tally.clicks == 0))
+    mixed = enough.sum() - len(clicked) - len(unclicked)
+    if mixed or not len(clicked) or not len(unclicked):
         return
-    if 2 * found["supported"] >= found["rows"]:
+    if 2 * tally.rows[enough].sum() >= tally.rows.sum():
+        shown = [tally.examples[int(ids[0])].as_py() for ids in (clicked, unclicked)]
         raise DataError(
-            f"field {name!r} gives the label away: each of its {found['values']} values with at "
+            f"field {name!r} gives the label away: each of its {enough.sum()} values with at "
             f"least {SUPPORT} training rows goes with one label only, such as "
-            f"{found['clicked']!r} with 1 and {found['unclicked']!r} with 0; {_LEAK}"
+            f"{shown[0]!r} with 1 and {shown[1]!r} with 0; {_LEAK}"
         )

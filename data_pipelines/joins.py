@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import ibis
 
 from d3jax.errors import DataError
 from data_pipelines.raw import Raw, check_unique
+from data_pipelines.splits import plain
 
 # A blank keeps it apart from the names of a header, which has none at its ends.
-_MATCHED = " matched"
+_MATCHED, _KEY = " matched", " key"
 
 
 class Attached(NamedTuple):
@@ -21,17 +23,28 @@ class Attached(NamedTuple):
     unmatched: int
 
 
-def attach(table: ibis.Table, other: Raw, key: str, other_key: str | None = None) -> Attached:
-    """The rows of `table` with the columns that `other` has for their `key`.
+def attach(
+    table: ibis.Table,
+    other: Raw,
+    key: str,
+    added: Sequence[str] | None = None,
+    other_key: str | None = None,
+) -> Attached:
+    """The rows of `table` with the columns `added`, or all, that `other` has for their `key`.
 
-    `other` calls the key `other_key`. Raises `DataError` naming value and lines when it has a key
-    twice, for a join would then copy rows.
+    `other` calls the key `other_key`. A whole number is the same key with and without a point.
+    Raises `DataError` naming value and lines when `other` has a key twice, for a join would then
+    copy rows.
     """
     other_key = other_key or key
     check_unique(other, other_key)
-    added = [name for name in other.columns if name != other_key]
-    right = other.table.rename({key: other_key}) if other_key != key else other.table
-    joined = table.left_join(right.mutate(**{_MATCHED: True}), key)
+    if added is None:
+        added = [name for name in other.columns if name != other_key]
+    right = other.table.select(
+        *added, **{_KEY: plain(other.table[other_key]), _MATCHED: ibis.literal(True)}
+    )
+    left = table.mutate(**{_KEY: plain(table[key])})
+    joined = left.left_join(right, _KEY)
     unmatched = joined.count(where=joined[_MATCHED].isnull()).to_pyarrow().as_py()
     return Attached(joined.select(*table.columns, *added), unmatched)
 

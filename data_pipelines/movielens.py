@@ -20,7 +20,7 @@ import ibis
 from ibis.expr.types import BooleanValue
 
 from d3jax.errors import DataError
-from data_pipelines.engine import hand_over, text_parser
+from data_pipelines.engine import hand_over, read_csv, text_parser
 from data_pipelines.source import FieldSource, Source
 
 AGE_GROUPS = {
@@ -158,7 +158,8 @@ def _read(connection: ibis.BaseBackend, path: Path, scratch: Path | None) -> _Fi
 
 
 def _read_lines(connection: ibis.BaseBackend, path: Path) -> ibis.Table:
-    table = connection.read_csv(
+    table = read_csv(
+        connection,
         path,
         columns={"line": "VARCHAR"},
         header=False,

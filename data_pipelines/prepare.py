@@ -16,9 +16,9 @@ from typing import Any
 import ibis
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from d3jax.batch import EMPTY, UNKNOWN, Schema
+from d3jax.batch import Schema
+from d3jax.data.encoder import encode_ids, unknown_rows
 from d3jax.errors import DataError
 from data_pipelines.checksums import sha256, write_checksums
 from data_pipelines.columns import (
@@ -29,11 +29,12 @@ from data_pipelines.columns import (
     open_prepared,
     write_rows,
     write_schema,
+    write_vocabulary,
 )
 from data_pipelines.disk import full_disk_named
-from data_pipelines.fields import Code, encode_field
+from data_pipelines.fields import Fitted, as_column, fit_field
 from data_pipelines.source import LARGEST_ID, PrepareConfig, Source
-from data_pipelines.splits import describe_split, event_digest, split_of, split_rule
+from data_pipelines.splits import describe_split, event_digest, joined, split_of, split_rule
 from data_pipelines.stage import Stage
 
 Progress = Callable[[str, int, int], None]
@@ -68,18 +69,21 @@ def _prepare_into(
         next(steps)
         rows = stage("rows", _keyed_rows(source, config))
         counts = _count(rows, source, config)
-        codes = []
+        fitted = []
         for index, field in enumerate(source.fields):
             next(steps)
-            column = f"value_{index}"
-            codes.append(encode_field(stage, directory, rows, field, column, config.min_count))
-        schema = _schema(source, codes)
+            fitted.append(fit_field(stage, rows, field, f"value_{index}", config.min_count))
+            write_vocabulary(directory, field.name, fitted[-1].vocabulary)
+        schema = _schema(source, fitted)
+        unknown = np.zeros(schema.num_fields, np.int64)
         for split, count in counts.items():
             next(steps)
-            stage(split, _encode_rows(rows, split, codes))
-            chunks = _stream(stage.folder / split, schema.num_slots)
+            stage(split, rows.filter(rows.split == split).order_by("digest", "contents"))
+            chunks = _encoded(stage, split, schema, fitted)
+            if split == "train":
+                chunks = _counting(chunks, schema, unknown)
             write_rows(directory, split, count, schema.num_slots, chunks)
-        write_schema(directory, schema, _provenance(source, config, codes, counts))
+        write_schema(directory, schema, _provenance(source, config, fitted, counts, unknown))
 
 
 def _steps(source: Source, progress: Progress | None) -> Iterator[None]:
@@ -91,7 +95,11 @@ def _steps(source: Source, progress: Progress | None) -> Iterator[None]:
 
 
 def _keyed_rows(source: Source, config: PrepareConfig) -> ibis.Table:
-    """Columns `digest`, `split`, `scenario`, `label` and `value_<i>` of field i, no value NULL."""
+    """Columns `digest`, `contents`, `split`, `scenario`, `label` and `value_<i>` of field i.
+
+    No value is NULL. Rows of one digest are ordered by `contents`, a hash of all that they hold,
+    so that no order of the source shows.
+    """
     rows = source.rows
     digest = event_digest(rows, source.key, config.seed)
     values = [
@@ -100,8 +108,14 @@ def _keyed_rows(source: Source, config: PrepareConfig) -> ibis.Table:
     ]
     split = split_of(source, config).name("split")
     label, scenario = rows[source.label_column], rows[source.scenario_column]
+    held = [value.cast("string").fill_null("") for value in (label, scenario)]
     return rows.select(
-        digest.name("digest"), split, scenario.name("scenario"), label.name("label"), *values
+        digest.name("digest"),
+        joined([*held, *values]).hexdigest("md5").name("contents"),
+        split,
+        scenario.name("scenario"),
+        label.name("label"),
+        *values,
     )
 
 
@@ -160,63 +174,38 @@ def _check_scenarios(groups: list[dict[str, Any]], source: Source) -> None:
             )
 
 
-def _encode_rows(rows: ibis.Table, split: str, codes: list[Code]) -> ibis.Table:
-    """Columns `id_<k>`, `scenario` and `label` of the rows of `split`, in the order of digests.
-
-    Rows of equal digest are ordered by what they hold, so no order of the source shows.
-    """
-    joined = rows.filter(rows.split == split)
-    defaults: list[int] = []
-    for index, code in enumerate(codes):
-        ids = _spread(code, f"raw_{index}", len(defaults))
-        joined = joined.left_join(ids, [(f"value_{index}", f"raw_{index}")])
-        defaults += [UNKNOWN] + [EMPTY] * (code.field.slots - 1)
-    ids = [
-        joined[f"id_{slot}"].fill_null(default).cast("int32").name(f"id_{slot}")
-        for slot, default in enumerate(defaults)
-    ]
-    encoded = joined.select("digest", *ids, "scenario", "label")
-    return encoded.order_by(encoded.columns)
+def _encoded(stage: Stage, split: str, schema: Schema, fitted: list[Fitted]) -> Iterator[Rows]:
+    """The rows of a split by the encoder that also serves predictions."""
+    for batch in stage.batches(split):
+        texts = [
+            as_column(batch.column(f"value_{index}"), each.code.separator)
+            for index, each in enumerate(fitted)
+        ]
+        raw = pa.record_batch(texts, names=[each.field.name for each in fitted])
+        yield Rows(
+            ids=encode_ids(schema, [each.code for each in fitted], raw, "the rows"),
+            scenario=batch.column("scenario").to_numpy(),
+            label=batch.column("label").to_numpy(),
+        )
 
 
-def _spread(code: Code, raw: str, first: int) -> ibis.Table:
-    """One row for each raw string, its ids side by side in the columns of the field's slots."""
-    ranked = code.ranked
-    ids = [
-        ranked.id.max(where=ranked.slot == slot).name(f"id_{first + slot}")
-        for slot in range(code.field.slots)
-    ]
-    return ranked.group_by(ranked.raw.name(raw)).agg(ids)
+def _counting(chunks: Iterator[Rows], schema: Schema, tally: np.ndarray) -> Iterator[Rows]:
+    """Pass chunks on, and add the rows without a known value to the fields' `tally` [N]."""
+    for chunk in chunks:
+        tally += unknown_rows(schema, chunk.ids)
+        yield chunk
 
 
-def _stream(path: Path, num_slots: int, size: int = 1 << 18) -> Iterator[Rows]:
-    """The rows of a Parquet file, or of a folder of them in the order of their names."""
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    for file in files:
-        with pq.ParquetFile(file) as content:
-            for batch in content.iter_batches(batch_size=size):
-                yield _to_rows(batch, num_slots)
-
-
-def _to_rows(batch: pa.RecordBatch, num_slots: int) -> Rows:
-    ids = [batch.column(f"id_{slot}").to_numpy() for slot in range(num_slots)]
-    return Rows(
-        ids=np.stack(ids, axis=1),
-        scenario=batch.column("scenario").to_numpy(),
-        label=batch.column("label").to_numpy(),
-    )
-
-
-def _schema(source: Source, codes: list[Code]) -> Schema:
+def _schema(source: Source, fitted: list[Fitted]) -> Schema:
     names = [field.name for field in source.fields]
-    total = sum(code.field.size for code in codes)
+    total = sum(each.field.size for each in fitted)
     if total > LARGEST_ID:
         raise DataError(
             f"the fields have {total:,} ids in all, more than the {LARGEST_ID:,} that a table can "
             "have; raise min_count, or hash the largest field into fewer"
         )
     return Schema(
-        fields=tuple(code.field for code in codes),
+        fields=tuple(each.field for each in fitted),
         scenarios=source.scenarios,
         scenario_field=source.scenario_field if source.scenario_field in names else None,
         user_field=source.user_field,
@@ -225,7 +214,11 @@ def _schema(source: Source, codes: list[Code]) -> Schema:
 
 
 def _provenance(
-    source: Source, config: PrepareConfig, codes: list[Code], counts: dict[str, int]
+    source: Source,
+    config: PrepareConfig,
+    fitted: list[Fitted],
+    counts: dict[str, int],
+    unknown: np.ndarray,
 ) -> dict[str, Any]:
     """What happened to the raw files; what doesn't apply to them is left out."""
     fields = source.fields
@@ -234,7 +227,9 @@ def _provenance(
         "unmatched": dict(source.unmatched),
         "repeated_events": source.repeated,
         "unused_columns": list(source.unused),
-        "buckets": {code.field.name: list(code.edges) for code in codes if code.edges is not None},
+        "buckets": {
+            each.code.name: list(each.code.edges) for each in fitted if each.code.edges is not None
+        },
         "hashed": {field.name: field.hash_buckets for field in fields if field.hash_buckets},
     }
     scenario: dict[str, Any] = {
@@ -247,6 +242,7 @@ def _provenance(
         "label_rule": source.label_rule,
         "split": split_rule(source, config),
         "rows": counts,
+        "unknown": dict(zip((field.name for field in fields), unknown.tolist(), strict=True)),
         "sources": {path.name: sha256(path) for path in source.files},
         "scenario": scenario,
         "separators": {

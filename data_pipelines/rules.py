@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import ibis
 from ibis.expr.types import BooleanValue, StringValue
 
+from d3jax.data.encoding import NUMBER
 from d3jax.errors import ConfigError
-
-NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-"""A decimal number, as a regular expression that both engines and Python know."""
 
 _RULE = re.compile(r"\s*(.+?)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", re.DOTALL)
 
@@ -30,7 +29,7 @@ class Rule(NamedTuple):
 
     def holds(self, text: StringValue) -> BooleanValue:
         """Whether the rule holds for values that are numbers, where they need to be."""
-        left = text.cast("float64") if self.is_numeric else text
+        left = _truths(text).cast("float64") if self.is_numeric else text
         right = float(self.value) if self.is_numeric else self.value
         match self.comparison:
             case ">":
@@ -45,6 +44,12 @@ class Rule(NamedTuple):
                 return left != right
             case _:
                 return left == right
+
+
+def _truths(text: StringValue) -> StringValue:
+    """True and false as 1 and 0."""
+    lowered = text.lower()
+    return ibis.cases((lowered == "true", "1"), (lowered == "false", "0"), else_=text)
 
 
 def parse_rule(text: str) -> Rule:

@@ -18,10 +18,21 @@ from data_pipelines.source import PrepareConfig, Source
 
 def event_digest(rows: ibis.Table, columns: Sequence[str], seed: int) -> StringValue:
     """The md5 of the seed and the values of `columns`, which tells one event from another."""
-    text = ibis.literal(str(seed))
-    for name in columns:
-        text = text + "|" + rows[name].cast("string").fill_null("")
-    return text.hexdigest("md5")
+    parts = [plain(rows[name].cast("string").fill_null("")) for name in columns]
+    return joined([ibis.literal(str(seed)), *parts]).hexdigest("md5")
+
+
+def joined(parts: Sequence[StringValue]) -> StringValue:
+    """The texts with | between them, however many: not one operation inside another."""
+    return ibis.literal("|").join(parts)
+
+
+def plain(text: StringValue) -> StringValue:
+    """The text of a whole number without a point: a user in one file as 12 is 12.0 in another.
+
+    It tells events, users and the keys of joins apart before it is known of what kind they are.
+    """
+    return text.re_replace(r"^(-?[1-9][0-9]*|0)\.0*$", r"\1")
 
 
 def split_of(source: Source, config: PrepareConfig) -> StringValue:

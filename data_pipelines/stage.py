@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from data_pipelines.engine import read_parquet, write_parquet
+
+_ROWS = 1 << 18
 
 
 class Stage(NamedTuple):
@@ -21,10 +26,21 @@ class Stage(NamedTuple):
 
     def __call__(self, name: str, table: ibis.Table) -> ibis.Table:
         """Computes an expression once."""
-        self.connection.to_parquet(table, self.folder / name)
-        return self.connection.read_parquet(self.folder / name)
+        write_parquet(table, self.folder / name)
+        return read_parquet(self.connection, self.folder / name)
 
-    def put(self, name: str, table: pa.Table) -> ibis.Table:
-        """Hands rows that Python computed to the engine."""
-        pq.write_table(table, self.folder / name)
-        return self.connection.read_parquet(self.folder / name)
+    def write(self, name: str, layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> ibis.Table:
+        """Hands rows that Python computed to the engine, batch by batch."""
+        path = self.folder / name
+        with path.open("wb") as file, pq.ParquetWriter(file, layout) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        return read_parquet(self.connection, path)
+
+    def batches(self, name: str, size: int = _ROWS) -> Iterator[pa.RecordBatch]:
+        """Streams the rows of a stage, in the order of its files where there are several."""
+        path = self.folder / name
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        for each in files:
+            with each.open("rb") as file, pq.ParquetFile(file) as content:
+                yield from content.iter_batches(batch_size=size)

@@ -17,6 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from d3jax.batch import Field, Schema
+from d3jax.data.encoder import unknown_rows
 from d3jax.errors import ConfigError
 from data_pipelines import columns
 from data_pipelines.checksums import write_checksums
@@ -266,8 +267,11 @@ def _vocabulary(name: str, order: np.ndarray, train_codes: np.ndarray) -> pa.Tab
 def _provenance(data: SyntheticData) -> dict[str, object]:
     fields = np.array([field.name for field in data.schema.fields])
     planted = zip(data.schema.scenarios, data.sensitive, strict=True)
+    ids = data.rows["train"].ids
+    unknown = dict(zip(fields.tolist(), unknown_rows(data.schema, ids).tolist(), strict=True))
     return {
         "source": "synthetic",
+        "unknown": unknown,
         "label_rule": "drawn from the true click probability in truth.npy",
         "split": SPLITS,
         "rows": {split: len(rows.label) for split, rows in data.rows.items()},

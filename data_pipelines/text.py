@@ -1,4 +1,4 @@
-"""Delimited text -> Parquet of strings, so that every engine reads the same rows.
+"""Delimited text -> batches of strings, so that every engine reads the same rows.
 
 Python's csv module checks every row, so that an error has its line, and Arrow then reads them in
 bulk. (Where quotes don't match, Arrow and DuckDB drop or join rows without a word.)
@@ -9,64 +9,23 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
-import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from d3jax.errors import ConfigError, DataError
+from d3jax.errors import DataError
+from data_pipelines.format import ATOMIC, Format, suffix_of
 
-ATOMIC = (".inter", ".user", ".item")
-"""Suffixes of RecBole's atomic files (Zhao et al., 2021): tab-separated, `name:type` headers."""
-
-_SEPARATORS = {".csv": ",", ".tsv": "\t", **dict.fromkeys(ATOMIC, "\t")}
+# A row's history may be longer than the 131,072 characters that the module allows by itself.
+csv.field_size_limit(2**31 - 1)
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
 _BLOCK = 1 << 24
-
-
-@dataclass(frozen=True)
-class Format:
-    """How text files are written; quotes are those of RFC 4180, and an empty value is missing."""
-
-    separator: str | None = None
-    """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
-    encoding: str = "utf-8"
-    """A name that Python knows, such as latin-1, gbk or utf-16."""
-
-    def __post_init__(self) -> None:
-        separator = self.separator or "tab"
-        if (separator != "tab" and not re.fullmatch(r"[\t -~]", separator)) or separator == '"':
-            raise ConfigError(
-                f"separator is {separator!r}; it must be one ASCII character other than a quote "
-                "or a line end, or the word tab"
-            )
-        try:
-            "".encode(self.encoding)
-        except (LookupError, ValueError) as error:
-            raise ConfigError(
-                f"encoding is {self.encoding!r}, which Python does not know; utf-8, latin-1, gbk "
-                "and utf-16 are some that it does"
-            ) from error
-
-    def separator_of(self, path: Path) -> str:
-        """The separator of a file; raises `DataError` when neither flag nor suffix tells it."""
-        if self.separator:
-            return "\t" if self.separator == "tab" else self.separator
-        suffix = _suffix(path)
-        if suffix not in _SEPARATORS:
-            raise DataError(
-                f"the suffix of {path} does not tell what separates its columns; "
-                "say it with --separator"
-            )
-        return _SEPARATORS[suffix]
 
 
 class Text(NamedTuple):
@@ -99,27 +58,16 @@ _AGAIN = "download or write the file again"
 
 
 def read_header(text: Text) -> tuple[str, ...]:
-    """The names of the columns, without blanks around them and without the types of RecBole.
+    """Return the names of the columns, without blanks around them and without RecBole's types.
 
-    Raises `DataError` for a name that is empty or appears twice; capital letters don't count.
+    Raises `DataError` for a header that is blank.
     """
     number, cells = next(read_rows(text), (1, []))
     if number != 1 or not any(cells):
         raise DataError(f"file {text.path.name}, line 1 is blank; the header belongs there")
     names = [cell.strip() for cell in cells]
-    if _suffix(text.path) in ATOMIC:
+    if suffix_of(text.path) in ATOMIC:
         names = [name.partition(":")[0] for name in names]
-    seen: dict[str, int] = {}
-    for column, name in enumerate(names, 1):
-        where = f"file {text.path.name}, line 1: column {column} of the header"
-        if not name or not name.isprintable():
-            raise DataError(f"{where} is {name!r}, which can't be a name; rename it")
-        if name.lower() in seen:
-            raise DataError(
-                f"{where} is {name!r}, and so is column {seen[name.lower()]}; rename one "
-                "(capital letters make no difference)"
-            )
-        seen[name.lower()] = column
     return tuple(names)
 
 
@@ -146,25 +94,22 @@ def read_rows(text: Text) -> Iterator[tuple[int, list[str]]]:
             pass
 
 
-def write_parquet(texts: Sequence[Text], names: Sequence[str], out: Path) -> None:
-    """The rows of files of one header as one Parquet file of strings, NULL where they are empty.
+def checked_batches(text: Text, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file as columns of strings, NULL where they are empty.
 
-    Raises `DataError` naming file, line and columns for a row of another length, and what
-    `read_rows` raises.
+    Raises `DataError` naming file, line and columns for a row of another length than `names`, and
+    what `read_rows` raises, before the first row.
     """
-    layout = pa.schema([(name, pa.string()) for name in names])
-    with pq.ParquetWriter(out, layout) as writer:
-        for text in texts:
-            expected = _count_checked(text, names)
-            found = 0
-            for batch in _parse(text, names) if expected else ():
-                found += batch.num_rows
-                writer.write_batch(batch)
-            if found != expected:
-                raise DataError(
-                    f"file {text.path.name} holds {expected} rows, of which Arrow reads {found}; "
-                    "write it again as plain CSV"
-                )
+    expected = _count_checked(text, names)
+    found = 0
+    for batch in _parse(text, names) if expected else ():
+        found += batch.num_rows
+        yield batch
+    if found != expected:
+        raise DataError(
+            f"file {text.path.name} holds {expected} rows, of which Arrow reads {found}; "
+            "write it again as plain CSV"
+        )
 
 
 def _count_checked(text: Text, names: Sequence[str]) -> int:
@@ -194,10 +139,6 @@ def _parse(text: Text, names: Sequence[str]) -> pa.csv.CSVStreamingReader:
             strings_can_be_null=True,
         ),
     )
-
-
-def _suffix(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _decoded(path: Path, encoding: str, known_as: Path | None = None) -> Iterator[str]:

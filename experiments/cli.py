@@ -41,6 +41,7 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
+from data_pipelines.format import Format
 from experiments.allocator import keep_freed_memory
 from experiments.compile_cache import use_compile_cache
 from experiments.distributed import Processes, together
@@ -110,6 +111,8 @@ class Train(Settings):
     """The run directory to make; runs/<name of the data> when not given."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """A run to go on with, in its own configuration."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
+    """With --resume: where the run's data are now, if they have moved."""
     overwrite: bool = False
     """Replace the run directory if it exists."""
     seeds: int = 1
@@ -130,12 +133,14 @@ class Train(Settings):
         given = self.prepared or self.preset or self.config or self.out
         if self.resume is not None and (given or config != PRESETS["synthetic"]):
             raise ConfigError("--resume takes a run as it is; give it alone, or start a new run")
+        if self.data is not None and self.resume is None:
+            raise ConfigError("--data is where a resumed run's data are; name PREPARED without it")
         with together(self.hosts, console):
             if self.resume is None:
                 out, overwrite = self.out, self.overwrite
                 train.start(self.prepared, config, out, overwrite, console, self.debug)
             else:
-                train.resume(self.resume, console, self.debug)
+                train.resume(self.resume, console, self.debug, self.data)
 
     def _run_seeds(self, config: Config, console: Console) -> None:
         from experiments.run import fresh_directory
@@ -161,19 +166,21 @@ class Evaluate:
     split: Literal["train", "validation", "test"] = "test"
     """Which rows to score."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
-    """Another prepared directory of the same schema; the run's own when not given."""
+    """Another prepared directory with the run's vocabularies; the run's own when not given."""
     json: bool = False
     """Print JSON instead of a table."""
 
     def run(self, console: Console) -> None:
         """Prints the table, or JSON on standard output."""
         from experiments.evaluate import run_evaluation
-        from experiments.report import evaluation_table, trust_table
+        from experiments.report import evaluation_table, tell_unknown, trust_table
         from experiments.run import open_run
 
-        result = run_evaluation(open_run(self.directory), self.split, self.data)
+        result, unknown = run_evaluation(open_run(self.directory), self.split, self.data)
+        tell_unknown(unknown, console)
         if self.json:
-            sys.stdout.write(json.dumps(result.metrics.to_json(), indent=2) + "\n")
+            content = {**result.metrics.to_json(), "unknown": unknown.to_json()}
+            sys.stdout.write(json.dumps(content, indent=2) + "\n")
         else:
             title = f"{self.directory}: {self.split} rows, best weights"
             Console().print(
@@ -188,18 +195,22 @@ class Predict:
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run directory."""
     rows: tyro.conf.Positional[Path]
-    """A .csv or .parquet file with a column per field."""
+    """Text or Parquet with a column per field, one file or a folder of them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A .csv or .parquet file to write; standard output when not given."""
+    form: tyro.conf.OmitArgPrefixes[Format] = field(default_factory=Format)
+    """How text files are written."""
 
     def run(self, console: Console) -> None:
         """Writes one probability a row."""
         from experiments.predict import predict
+        from experiments.report import tell_unknown
         from experiments.run import open_run
 
-        total = predict(open_run(self.directory), self.rows, self.out)
-        told = f"{total:,} rows scored" + (f"; written to {self.out}" if self.out else "")
+        predicted = predict(open_run(self.directory), self.rows, self.out, self.form)
+        told = f"{predicted.rows:,} rows scored" + (f"; written to {self.out}" if self.out else "")
         console.print(told, soft_wrap=True)
+        tell_unknown(predicted.unknown, console)
 
 
 @dataclass(frozen=True)
@@ -307,7 +318,7 @@ class Inspect:
     split: Literal["train", "validation", "test"] = "test"
     """Which rows to look at."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
-    """Another prepared directory of the same schema; the run's own when not given."""
+    """Another prepared directory with the run's vocabularies; the run's own when not given."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the pictures go; figures/ of the run when not given."""
 

@@ -22,6 +22,7 @@ from d3jax.training.step import Scored, TrainState
 from data_pipelines.columns import SPLITS, Prepared
 from data_pipelines.loader import evaluation_batches, steps_per_epoch
 from experiments.run import Run
+from experiments.unknown import Unknown, unknown_in
 
 RESAMPLES = 1000
 """How often rows are drawn again for the intervals of AUC."""
@@ -165,13 +166,13 @@ def _planted(prepared: Prepared, split: str, scores: Scores) -> Evaluation | Non
     return evaluate_scores(scores._replace(logits=logits), prepared.schema.scenarios)
 
 
-def run_evaluation(run: Run, split: str, data: Path | None) -> Evaluated:
+def run_evaluation(run: Run, split: str, data: Path | None) -> tuple[Evaluated, Unknown]:
     """What `d3jax evaluate` shows."""
     prepared = run.prepared(data)
     loaded = load_best(run)
-    return evaluate_split(
-        loaded.trainer, loaded.state, prepared, split, run.config.train.batch_size
-    )
+    size = run.config.train.batch_size
+    evaluated = evaluate_split(loaded.trainer, loaded.state, prepared, split, size)
+    return evaluated, unknown_in(prepared, split, run.described)
 
 
 def device_summary() -> str:

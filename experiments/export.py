@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float
 
-from d3jax.errors import CheckpointError
+from d3jax.data.tables import to_table
+from d3jax.errors import CheckpointError, DataError
 from d3jax.export import export_model, load_exported
+from data_pipelines.checksums import verify_checksums, write_checksums
 from data_pipelines.columns import read_schema
 from data_pipelines.encoder import load_encoder
 from experiments.evaluate import load_best
@@ -32,21 +34,31 @@ def export_run(run: Run, out: Path) -> int:
     export_model(loaded.trainer.model, loaded.trainer.settle(state), state.model_state, draft)
     shutil.copyfile(run.directory / "schema.json", draft / "schema.json")
     shutil.copytree(run.directory / "vocabularies", draft / "vocabularies")
+    write_checksums(draft)
     draft.rename(out)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 class Exported:
-    """An exported model: `Exported(folder)(table)` scores rows in their raw values."""
+    """An exported model: `Exported(folder)(rows)` scores rows in their raw values."""
 
     def __init__(self, directory: Path | str) -> None:
+        """Reads the folder; raises `DataError` naming a file that is missing or damaged."""
         directory = Path(directory)
+        verify_checksums(directory)
         described = read_schema(directory)
         self._encoder = load_encoder(described)
         self._probabilities = load_exported(directory, described.schema)
 
-    def __call__(self, rows: pa.Table) -> Float[np.ndarray, " B"]:
-        """The click probability of each row; raises `DataError` for a column that is missing."""
-        [batch] = rows.combine_chunks().to_batches()
+    def __call__(self, rows: Any) -> Float[np.ndarray, " B"]:
+        """Return the click probability of each row of a data frame, Arrow table or dict of columns.
+
+        Raises `DataError` when there are no rows, for a column that is missing, and for a row of
+        an unknown scenario.
+        """
+        table = to_table(rows, self._encoder.columns)
+        if not table.num_rows:
+            raise DataError("the table has no rows to score; give at least one")
+        [batch] = table.combine_chunks().to_batches()
         ids, scenario = self._encoder.encode(batch, 0, "the table")
         return self._probabilities(ids, scenario)

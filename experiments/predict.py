@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,47 +15,62 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from d3jax.batch import UNKNOWN, Batch
+from d3jax.data.encoder import Encoder, unknown_rows
 from d3jax.errors import DataError
 from d3jax.training.scoring import score_batches
-from data_pipelines.encoder import Encoder, load_encoder, read_batches
+from data_pipelines.encoder import load_encoder
+from data_pipelines.format import Format
+from data_pipelines.reading import Files, find_files, open_files, raw_batches
 from experiments.evaluate import load_best
 from experiments.run import Run
+from experiments.unknown import Unknown, training_share
 
 SCHEMA = pa.schema({"scenario": pa.string(), "probability": pa.float32()})
 
 
-def predict(run: Run, rows: Path, out: Path | None) -> int:
-    """Writes scenario and click probability of each row of a .csv or .parquet file, in its order.
+class Predicted(NamedTuple):
+    """How many rows were scored, and what of them training had not seen."""
 
-    `out` is .csv or .parquet, standard output as CSV when None; it is written under another name
-    first, so a failure leaves no half of it. Returns the number of rows.
+    rows: int
+    unknown: Unknown
+
+
+def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted:
+    """Writes scenario and click probability of each row of `source`, in its order.
+
+    `source` is what `prepare` reads: text or Parquet, one file or a folder of them. `out` is .csv
+    or .parquet, standard output as CSV when None; it is written under another name first, so a
+    failure leaves no half of it.
     """
     loaded = load_best(run)
     encoder = load_encoder(run.described)
     size = run.config.train.batch_size
-    batches = encoded_batches(encoder, rows, size)
     trainer, state = loaded.trainer, loaded.state
+    unknown = np.zeros(run.schema.num_fields, np.int64)
     total = 0
-    with _writer(out) as write, closing(batches):
-        for batch, scored in score_batches(
-            trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
-        ):
-            logits = np.asarray(scored.logits, np.float64)
-            names = np.asarray(run.schema.scenarios)[batch.scenario]
-            probability = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
-            write(pa.record_batch([pa.array(names), pa.array(probability)], schema=SCHEMA))
-            total += logits.size
-    return total
+    with tempfile.TemporaryDirectory() as scratch, _writer(out) as write:
+        files = open_files(find_files(source), form, Path(scratch))
+        with closing(encoded_batches(encoder, files, size)) as batches:
+            for batch, scored in score_batches(
+                trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
+            ):
+                logits = np.asarray(scored.logits, np.float64)
+                unknown += unknown_rows(run.schema, batch.ids)
+                names = np.asarray(run.schema.scenarios)[batch.scenario]
+                probability = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+                write(pa.record_batch([pa.array(names), pa.array(probability)], schema=SCHEMA))
+                total += logits.size
+    return Predicted(total, Unknown(run.schema, unknown, total, training_share(run.described)))
 
 
-def encoded_batches(encoder: Encoder, rows: Path, size: int) -> Generator[Batch, None, None]:
-    """The file's rows as batches of `size`, the last one of each part padded.
+def encoded_batches(encoder: Encoder, files: Files, size: int) -> Generator[Batch, None, None]:
+    """The files' rows as batches of `size`, the last one of each part padded.
 
     Labels are 0, for there are none.
     """
     first = 0
-    for part in read_batches(rows, encoder.columns):
-        ids, scenario = encoder.encode(part, first, str(rows))
+    for part in raw_batches(files, encoder.columns):
+        ids, scenario = encoder.encode(part, first, f"file {files.name}")
         for start in range(0, part.num_rows, size):
             yield _padded(ids[start : start + size], scenario[start : start + size], size)
         first += part.num_rows
@@ -82,7 +98,7 @@ def _writer(out: Path | None) -> Iterator[Any]:
     draft = out.with_name(f".{out.name}.part")
     kind = pa.csv.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter
     try:
-        with kind(draft, SCHEMA) as writer:
+        with draft.open("wb") as file, kind(file, SCHEMA) as writer:
             yield writer.write
         draft.replace(out)
     except OSError as error:

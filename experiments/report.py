@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from d3jax.training.metrics import Evaluation, Metrics
+from experiments.unknown import Unknown
 
 
 def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None = None) -> Table:
@@ -34,6 +37,13 @@ def trust_table(evaluation: Evaluation) -> Table:
         ["interval", "GAUC", "PCOC", "ECE"],
         {name: _trust(group) for name, group in evaluation.groups.items()},
     )
+
+
+def tell_unknown(unknown: Unknown, console: Console) -> None:
+    """Says what of the rows training had not seen, and warns where that is much more than there."""
+    console.print(escape(unknown.report()), soft_wrap=True)
+    for warning in unknown.warnings():
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:

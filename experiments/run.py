@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from d3jax.batch import Schema
-from d3jax.config import Config, differences
+from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, DataError
 from d3jax.training.checkpoint import Checkpoints
 from data_pipelines.columns import Prepared, open_prepared, read_schema
 
-RUN_VERSION = 2
+RUN_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Run:
     described: Prepared
     """Schema, vocabularies and provenance, as the run keeps them."""
     data: Path
+    fingerprint: str
+    """Of the data: `Prepared.fingerprint` when the run was made."""
     training_rows: int
 
     @property
@@ -62,14 +64,38 @@ class Run:
         return path
 
     def prepared(self, data: Path | None = None) -> Prepared:
-        """The run's data, or other data of the same schema; raises `DataError` when it differs."""
+        """The run's data, or other data that encodes values alike.
+
+        Raises `DataError` saying in what they differ, or that the run's data have changed.
+        """
         prepared = open_prepared(self.data if data is None else data)
-        if changed := differences(_plain(self.schema), _plain(prepared.schema)):
+        if changed := self.schema.differences(prepared.schema):
             raise DataError(
-                f"{prepared.directory} has another schema than the run {self.directory} "
-                f"({'; '.join(changed)}); give the data it was trained on, or train again"
+                f"{prepared.directory} encodes rows in another way than the data of the run "
+                f"{self.directory}: {'; '.join(changed)}. Give the data that it was trained on, or "
+                f"the raw rows to d3jax predict, which encodes them by the run's own vocabularies"
             )
+        if data is None:
+            self.check_unchanged(prepared)
         return prepared
+
+    def training_data(self, data: Path | None = None) -> Prepared:
+        """The data to go on training with: the run's own, or the same at another place.
+
+        Raises `DataError` when they are not the same rows.
+        """
+        prepared = self.prepared(data)
+        self.check_unchanged(prepared)
+        return prepared
+
+    def check_unchanged(self, prepared: Prepared) -> None:
+        """Raises `DataError` when these are not the very rows that the run was made for."""
+        if prepared.fingerprint != self.fingerprint:
+            raise DataError(
+                f"{prepared.directory} holds other rows than when the run {self.directory} was "
+                "made: it was prepared again. Put the data back and name their place by --data, or "
+                "start a new run on these"
+            )
 
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a file of the run as a whole."""
@@ -94,15 +120,21 @@ def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: b
     shutil.copyfile(data / "schema.json", directory / "schema.json")
     shutil.copytree(data / "vocabularies", directory / "vocabularies")
     rows = len(prepared.rows("train").label)
-    run = Run(directory, config, read_schema(directory), data, rows)
+    run = Run(directory, config, read_schema(directory), data, prepared.fingerprint, rows)
+    save_settings(run)
+    return run
+
+
+def save_settings(run: Run) -> None:
+    """Writes config.json."""
     settings = {
         "run_version": RUN_VERSION,
-        "data": str(data),
-        "training_rows": rows,
-        "config": config.to_json(),
+        "data": str(run.data),
+        "data_fingerprint": run.fingerprint,
+        "training_rows": run.training_rows,
+        "config": run.config.to_json(),
     }
     run.write_json("config.json", settings)
-    return run
 
 
 def check_free(directory: Path, overwrite: bool) -> None:
@@ -126,13 +158,16 @@ def open_run(directory: Path) -> Run:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         version, data = settings["run_version"], Path(settings["data"])
-        rows = int(settings["training_rows"])
         if version != RUN_VERSION:
-            raise CheckpointError(f"{path} has version {version}; this d3jax reads {RUN_VERSION}")
+            raise CheckpointError(
+                f"{path} has version {version}; this d3jax reads {RUN_VERSION}; prepare the data "
+                "and train again, or use the d3jax that wrote it"
+            )
+        fingerprint, rows = str(settings["data_fingerprint"]), int(settings["training_rows"])
         config = Config.from_json(settings["config"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); start the run again") from error
-    return Run(directory, config, read_schema(directory), data, rows)
+    return Run(directory, config, read_schema(directory), data, fingerprint, rows)
 
 
 def fresh_directory(parent: Path, name: str) -> Path:

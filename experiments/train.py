@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -39,7 +40,15 @@ from experiments.evaluate import (
 )
 from experiments.journal import Journal, Silence
 from experiments.report import evaluation_table
-from experiments.run import Run, check_free, create_run, exclusive, fresh_directory, open_run
+from experiments.run import (
+    Run,
+    check_free,
+    create_run,
+    exclusive,
+    fresh_directory,
+    open_run,
+    save_settings,
+)
 
 
 def start(
@@ -80,11 +89,16 @@ def make_synthetic(directory: Path, console: Console) -> None:
     write(synthetic(), directory, overwrite=True)
 
 
-def resume(directory: Path, console: Console, debug: bool = False) -> None:
-    """Goes on with a run, with its own configuration and data."""
+def resume(
+    directory: Path, console: Console, debug: bool = False, data: Path | None = None
+) -> None:
+    """Goes on with a run, with its own configuration and data; `data` is where these are now."""
     run = open_run(directory)
-    prepared = run.prepared()
+    prepared = run.training_data(data)
     check_agreement(_identity(run.config, prepared))
+    if data is not None:
+        run = replace(run, data=prepared.directory.resolve())
+        in_first_process(lambda: save_settings(run))
     train(run, prepared, console, debug)
 
 

@@ -142,7 +142,7 @@ def test_a_prediction_gets_the_same_ids(tmp_path: Path) -> None:
         assert (scenario == prepared.rows(split).scenario).all()
     row = rows[0] | {"user": "new", "price": "cheap", "tags": "?"}
     ids, _ = encoded(prepared, [row, row | {"user": "12.0", "price": "1e9"}])
-    assert ids[:, 0].tolist() == [hashed("new", 50), hashed("12", 50)]
+    assert ids[:, 0].tolist() == [hashed("new", 50), hashed("12.0", 50)]
     assert ids[:, -2].tolist() == [0, prepared.schema.fields[2].size - 1]
 
 

@@ -1,0 +1,1 @@
+"""Raw values and what they become: one rule for training and serving."""

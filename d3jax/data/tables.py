@@ -1,0 +1,73 @@
+"""Rows as a user has them - a data frame, a dict of columns, an Arrow table - as Arrow's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from d3jax.data.encoding import text_of
+from d3jax.errors import DataError
+
+
+def to_table(rows: Any, columns: Sequence[str], where: str = "the table") -> pa.Table:
+    """Return the named columns of Arrow tables and batches, data frames and dicts of columns.
+
+    Data frames of any library are taken that gives Arrow's C stream, and pandas'. Raises
+    `DataError` for something else, a column that is missing or there twice, and columns of
+    unequal length.
+    """
+    names, column_of = _columns(rows)
+    if names is None:
+        raise DataError(
+            f"{where} is a {type(rows).__name__}; give a data frame, an Arrow table, or a dict of "
+            "columns"
+        )
+    for name in columns:
+        if name not in names:
+            raise DataError(f"{where} has no column {name!r}; it has {', '.join(map(str, names))}")
+        if names.count(name) > 1:
+            raise DataError(f"{where} has the column {name!r} twice; rename all but one")
+    arrays = [_array(column_of(name), name, where) for name in columns]
+    lengths = {name: len(array) for name, array in zip(columns, arrays, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{where} has columns of unequal length: {lengths}")
+    return pa.table(dict(zip(columns, arrays, strict=True)))
+
+
+def _columns(rows: Any) -> tuple[list[Any] | None, Any]:
+    """The names of the columns, None where there are none, and a function from name to column."""
+    if isinstance(rows, pa.RecordBatch | pa.Table):
+        return list(rows.schema.names), rows.column
+    if isinstance(rows, Mapping):
+        return list(rows), rows.__getitem__
+    # pandas first: its own C stream refuses columns of mixed objects.
+    if hasattr(rows, "columns") and hasattr(rows, "iloc"):
+        return list(rows.columns), rows.__getitem__
+    if hasattr(rows, "__arrow_c_stream__"):
+        table = pa.table(rows)
+        return list(table.schema.names), table.column
+    return None, None
+
+
+def _array(column: Any, name: str, where: str) -> pa.Array | pa.ChunkedArray:
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        return column
+    if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+        raise DataError(f"{where}: column {name!r} is {column!r}; give a value for each row")
+    try:
+        return pa.array(column, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        # Objects of several types, such as numbers among words: each has its own text.
+        return pa.array([_text(value, name, where) for value in column], pa.string())
+
+
+def _text(value: Any, name: str, where: str) -> str | None:
+    try:
+        array = pa.array([value], from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{where}: column {name!r} holds {value!r}, which has no text; give strings or numbers"
+        ) from error
+    return text_of(array, name, where)[0].as_py()
