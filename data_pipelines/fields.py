@@ -34,12 +34,14 @@ _NONE = pa.array([], pa.string())
 class Fitted(NamedTuple):
     """A field's place in the schema, what gives its values ids, and those with their counts.
 
-    `vocabulary` has the columns `value`, `id`, `count`, by id from 1.
+    `vocabulary` has the columns `value`, `id`, `count`, by id from 1; the rows hold the field
+    `as_lists` or not.
     """
 
     field: Field
     code: FieldCode
     vocabulary: pa.Table
+    as_lists: bool
 
 
 class _Tally(NamedTuple):
@@ -77,7 +79,8 @@ def fit_field(
     size = len(code.values)
     vocabulary = pa.table({"value": code.values, "id": _ids(size), "count": tally.rows[1:]})
     slots = _slots(stage, column, code, origin)
-    return Fitted(Field(origin.name, size + 1, slots, found.kind), code, vocabulary)
+    field = Field(origin.name, size + 1, slots, found.kind)
+    return Fitted(field, code, vocabulary, origin.as_lists)
 
 
 def _count_texts(rows: ibis.Table, column: str) -> ibis.Table:
@@ -93,12 +96,12 @@ def _single_values(raw: pa.StringArray, origin: FieldSource) -> tuple[np.ndarray
     if origin.separator is None:
         return np.arange(len(raw)), raw
     code = FieldCode(origin.name, "text", _NONE, origin.separator)
-    return code.items(as_column(raw, origin.separator), "the rows")
+    return code.items(as_column(raw, origin.as_lists), "the rows")
 
 
-def as_column(raw: pa.StringArray, separator: str | None) -> pa.Array:
+def as_column(raw: pa.StringArray, as_lists: bool) -> pa.Array:
     """Return the lists that staged texts hold, if these came as lists; else the texts."""
-    return pc.split_pattern(raw, LIST) if separator == LIST else raw
+    return pc.split_pattern(raw, LIST) if as_lists else raw
 
 
 def _spelt(stage: Stage, column: str, origin: FieldSource, kind: str) -> Iterator[pa.RecordBatch]:
@@ -242,7 +245,7 @@ def _slots(stage: Stage, column: str, code: FieldCode, origin: FieldSource) -> i
         return 1
     longest = 1
     for batch in stage.batches(f"texts_{column}"):
-        pairs = code.pairs(as_column(batch.column("raw"), code.separator), "the rows")
+        pairs = code.pairs(as_column(batch.column("raw"), origin.as_lists), "the rows")
         if len(pairs):
             longest = max(longest, int(np.bincount(pairs[:, 0]).max()))
     return longest if origin.max_slots is None else min(longest, origin.max_slots)

@@ -78,7 +78,7 @@ def _prepare_into(
         unknown = np.zeros(schema.num_fields, np.int64)
         for split, count in counts.items():
             next(steps)
-            stage(split, rows.filter(rows.split == split).order_by("digest", "contents"))
+            stage(split, _ordered(rows.filter(rows.split == split)))
             chunks = _encoded(stage, split, schema, fitted)
             if split == "train":
                 chunks = _counting(chunks, schema, unknown)
@@ -95,10 +95,10 @@ def _steps(source: Source, progress: Progress | None) -> Iterator[None]:
 
 
 def _keyed_rows(source: Source, config: PrepareConfig) -> ibis.Table:
-    """Columns `digest`, `contents`, `split`, `scenario`, `label` and `value_<i>` of field i.
+    """Columns `place`, `split`, `scenario`, `label` and `value_<i>` of field i, no value NULL.
 
-    No value is NULL. Rows of one digest are ordered by `contents`, a hash of all that they hold,
-    so that no order of the source shows.
+    Rows are ordered by `place`: the digest of their event, then a hash of all that they hold, so
+    that no order of the source shows.
     """
     rows = source.rows
     digest = event_digest(rows, source.key, config.seed)
@@ -110,8 +110,7 @@ def _keyed_rows(source: Source, config: PrepareConfig) -> ibis.Table:
     label, scenario = rows[source.label_column], rows[source.scenario_column]
     held = [value.cast("string").fill_null("") for value in (label, scenario)]
     return rows.select(
-        digest.name("digest"),
-        joined([*held, *values]).hexdigest("md5").name("contents"),
+        (digest + joined([*held, *values]).hexdigest("md5").left(16)).name("place"),
         split,
         scenario.name("scenario"),
         label.name("label"),
@@ -146,7 +145,7 @@ def _count(rows: ibis.Table, source: Source, config: PrepareConfig) -> dict[str,
 
 
 def _describe_label(wrong: ibis.Table, source: Source) -> str:
-    row = wrong.order_by("digest").limit(1).to_pyarrow().to_pylist()[0]
+    row = wrong.order_by("place").limit(1).to_pyarrow().to_pylist()[0]
     values = ", ".join(
         f"{field.name}={row[f'value_{index}']!r}" for index, field in enumerate(source.fields)
     )
@@ -174,11 +173,15 @@ def _check_scenarios(groups: list[dict[str, Any]], source: Source) -> None:
             )
 
 
+def _ordered(rows: ibis.Table) -> ibis.Table:
+    return rows.order_by("place").drop("place", "split")
+
+
 def _encoded(stage: Stage, split: str, schema: Schema, fitted: list[Fitted]) -> Iterator[Rows]:
     """The rows of a split by the encoder that also serves predictions."""
     for batch in stage.batches(split):
         texts = [
-            as_column(batch.column(f"value_{index}"), each.code.separator)
+            as_column(batch.column(f"value_{index}"), each.as_lists)
             for index, each in enumerate(fitted)
         ]
         raw = pa.record_batch(texts, names=[each.field.name for each in fitted])

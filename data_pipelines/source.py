@@ -24,6 +24,7 @@ LARGEST_ID = 2**31 - 2
 class FieldSource:
     """One field of the rows; multi-valued when `separator` is set, in at most `max_slots` slots.
 
+    The rows have `joined_lists` of a field that came `as_lists`; its separator is for other rows.
     With `encoded` its values are ids already, from 1 on and 0 for unknown: they stay as they are.
     With `quantiles` they are numbers, put into that many buckets of about as many training rows
     each; with `hash_buckets` strings whose md5 decides the id. Otherwise a vocabulary does.
@@ -36,6 +37,7 @@ class FieldSource:
     encoded: bool = False
     quantiles: int | None = None
     hash_buckets: int | None = None
+    as_lists: bool = False
 
     def __post_init__(self) -> None:
         kinds = [self.encoded, self.quantiles is not None, self.hash_buckets is not None]

@@ -149,7 +149,7 @@ def _separators(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _as_it_came(field: FieldSource, joined: _Joined) -> FieldSource:
-    """The field with `LIST` for a separator where it came as lists, whatever the flag says."""
+    """The field, marked where its column holds lists."""
     owner = joined.owners[field.name]
     if field.name in owner.opened.lists:
         if field.separator is None:
@@ -157,7 +157,7 @@ def _as_it_came(field: FieldSource, joined: _Joined) -> FieldSource:
                 f"file {owner.name}: column {field.name!r} is a list column, which has several "
                 f"values a row; name it by --multi {field.name}"
             )
-        return replace(field, separator=LIST)
+        return replace(field, as_lists=True)
     if field.separator == LIST:
         raise ConfigError(
             f"--multi {field.name} does not say what separates the values, and the column is no "

@@ -187,6 +187,9 @@ def _plain(numbers: pa.StringArray) -> pa.StringArray:
 
 
 def _digits(text: str) -> str:
+    """An exponent is how a float64 is written, so it has the digits of the float64 that it is."""
+    if "e" in text.lower() and float(text).is_integer() and abs(float(text)) < 2.0**63:
+        return str(int(float(text)))
     digits = f"{Decimal(text):f}"
     digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
     return "0" if digits in ("-0", "") else digits

@@ -386,7 +386,9 @@ def test_paths_are_literal(name: str, suffix: str, tmp_path: Path) -> None:
 def test_columns_are_read_in_the_order_asked_for(tmp_path: Path, kind: str) -> None:
     count = 300_000
     user = pa.array(np.arange(count))
-    table = pa.table({"extra": ["some, \n text" * 6] * count, "tags": ["NULL"] * count, "user": user})
+    table = pa.table(
+        {"extra": ["some, \n text" * 6] * count, "tags": ["NULL"] * count, "user": user}
+    )
     path = tmp_path / f"rows.{kind}"
     if kind == "csv":
         pa.csv.write_csv(table, path)

@@ -194,7 +194,8 @@ def test_writing_makes_a_prepared_directory_with_the_truth(
     write(small, tmp_path / "made")
     prepared = open_prepared(tmp_path / "made")
     check_rows(prepared)
-    assert prepared.schema == small.schema
+    fields = tuple(replace(field, fingerprint="") for field in prepared.schema.fields)
+    assert replace(prepared.schema, fields=fields, fingerprint="") == small.schema
     for split, rows in small.rows.items():
         for one, other in zip(prepared.rows(split), rows, strict=True):
             np.testing.assert_array_equal(one, other)

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from d3jax.batch import Batch
 from d3jax.training.step import Scored
-from data_pipelines.columns import open_prepared
+from data_pipelines.columns import open_prepared, write_schema, write_vocabulary
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.cli import main
 from experiments.evaluate import (
@@ -61,6 +61,7 @@ def test_json_is_what_training_wrote_and_counts_the_rows(
     trained: Path, prepared: Path, capsys: Shown
 ) -> None:
     shown = shown_json([str(trained)], capsys)
+    assert set(shown.pop("unknown")) == {field.name for field in open_run(trained).schema.fields}
     assert shown == json.loads((trained / "evaluation.json").read_text())
     assert shown.keys() == {"overall", "scenarios"}
     assert list(shown["scenarios"]) == ["home", "detail", "slot"]
@@ -156,9 +157,53 @@ def test_data_with_other_vocabulary_sizes_is_refused_naming_the_fields(
     ours, theirs = (open_prepared(path).schema.fields[1].size for path in (prepared, other))
     assert ours != theirs
     said = refusal(trained, other, capsys)
-    assert f"{other} has another schema than the run {trained} (" in said
-    assert f"fields.user.size: {ours} -> {theirs}" in said
-    assert "give the data it was trained on, or train again" in said
+    assert f"{other} encodes rows in another way than the data of the run {trained}: " in said
+    assert f"field 'user' has {theirs - 1} values instead of {ours - 1}" in said
+    assert "Give the data that it was trained on, or the raw rows to d3jax predict" in said
+
+
+def test_data_of_equal_sizes_and_other_ids_are_refused(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: Shown
+) -> None:
+    """As another seed of the split gives them."""
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    known = open_prepared(other)
+    table = known.vocabulary("user")
+    turned = table.set_column(0, "value", table["value"].combine_chunks()[::-1])
+    write_vocabulary(other, "user", turned)
+    write_schema(other, known.schema, known.provenance)
+    assert "field 'user' gives its values other ids" in refusal(trained, other, capsys)
+    write_vocabulary(other, "user", table)
+    write_schema(other, known.schema, {**known.provenance, "label_rule": "rating<3"})
+    said = refusal(trained, other, capsys)
+    assert "the rule for the scenario or the label is another" in said
+
+
+def test_ids_beyond_the_vocabulary_are_refused(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: Shown
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    ids = np.load(other / "test/ids.npy")
+    ids[7, 1] = 2_000_000_000
+    np.save(other / "test/ids.npy", ids)
+    assert "field 'user': id 2000000000 in row 7 of" in refusal(trained, other, capsys)
+
+
+def test_unknown_values_are_told_by_field_and_warned_of(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: Shown
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    ids = np.load(other / "test/ids.npy")
+    ids[:300, 1] = 0
+    np.save(other / "test/ids.npy", ids)
+    main(["evaluate", str(trained), "--data", str(other)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "unknown values: user 50." in said
+    assert "warning: field 'user': 50." in said
+    assert "written as in the training data?" in said
 
 
 def test_data_with_other_scenarios_is_refused(
@@ -170,7 +215,7 @@ def test_data_with_other_scenarios_is_refused(
     content["schema"]["scenarios"][2] = "drawer"
     (other / "schema.json").write_text(json.dumps(content))
     said = refusal(trained, other, capsys)
-    assert "(scenarios: ['home', 'detail', 'slot'] -> ['home', 'detail', 'drawer'])" in said
+    assert "scenarios is ('home', 'detail', 'drawer') instead of ('home', 'detail', 'slot')" in said
 
 
 def test_mean_attention_averages_within_scenarios() -> None:

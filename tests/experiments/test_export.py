@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from d3jax.errors import CheckpointError, DataError
+from d3jax.errors import DataError
 from d3jax.export import PROGRAM, WEIGHTS, load_exported
 from data_pipelines.columns import open_prepared, read_schema
 from data_pipelines.encoder import load_encoder
@@ -33,10 +34,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table(prepared: Path) -> pa.Table:
     """Forty rows in raw values, made of the vocabularies."""
     encoder, rng = load_encoder(open_prepared(prepared)), np.random.default_rng(0)
-    columns = {
-        field.name: rng.choice(vocabulary.to_pylist(), 40)
-        for field, vocabulary in zip(encoder.schema.fields, encoder.vocabularies, strict=True)
-    }
+    columns = {code.name: rng.choice(code.values.to_pylist(), 40) for code in encoder.codes}
     return pa.table(columns)
 
 
@@ -68,6 +66,7 @@ def test_the_folder_needs_neither_run_nor_checkout(
     moved = tmp_path / "elsewhere"
     shutil.copytree(exported, moved)
     assert sorted(path.name for path in moved.iterdir()) == [
+        "checksums.json",
         PROGRAM,
         "schema.json",
         "vocabularies",
@@ -126,5 +125,47 @@ def test_a_damaged_export_is_refused(
         (folder / name).unlink()
     else:
         (folder / name).write_bytes((folder / name).read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"holds no exported model, or a damaged one \(.*\)"):
+    with pytest.raises(DataError, match=r"holds no exported model, or a damaged one \(.*\)"):
         load_exported(folder, open_run(trained).schema)
+    with pytest.raises(DataError, match=rf"{name} (is missing|has changed: its SHA-256 is)"):
+        Exported(folder)
+
+
+def test_a_damaged_vocabulary_is_refused(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    path = sorted((folder / "vocabularies").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{path.name} has changed: its SHA-256 is"):
+        Exported(folder)
+
+
+def as_frames(table: pa.Table) -> list[Any]:
+    """The same rows in everything that a model scores."""
+    batch = pa.RecordBatch.from_pylist(table.to_pylist(), table.schema)
+    return [table, batch, table.to_pydict(), table.to_pandas()]
+
+
+def test_rows_come_as_tables_frames_and_dicts(exported: Path, table: pa.Table) -> None:
+    score = Exported(exported)
+    expected = score(table)
+    for rows in as_frames(table):
+        np.testing.assert_array_equal(score(rows), expected)
+
+
+def test_rows_that_cannot_be_scored(exported: Path, table: pa.Table) -> None:
+    score = Exported(exported)
+    for rows in as_frames(table.slice(0, 0)):
+        with pytest.raises(DataError, match="the table has no rows to score; give at least one"):
+            score(rows)
+    for rows in as_frames(table.drop_columns(["city"])):
+        with pytest.raises(
+            DataError, match="the table has no column 'city'; it has scenario, user"
+        ):
+            score(rows)
+    with pytest.raises(DataError, match=r"the table is a list; give a data frame, an Arrow table"):
+        score([1, 2])
+    with pytest.raises(
+        DataError, match=r"the table has columns of unequal length: \{'scenario': 4"
+    ):
+        score({**table.to_pydict(), "city": ["x"]})
