@@ -7,6 +7,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import NamedTuple
 
 import ibis
@@ -20,7 +21,7 @@ from d3jax.data.encoding import KindOf, bucket_of, hash_ids, parse_numbers, spel
 from d3jax.errors import DataError
 from data_pipelines.buckets import bucket_names, fit_edges
 from data_pipelines.source import LARGEST_ID, FieldSource
-from data_pipelines.stage import Stage
+from data_pipelines.stage import Stage, narrow
 
 SUPPORT = 10
 """Training rows from which on a value's clicks are evidence."""
@@ -44,6 +45,15 @@ class Fitted(NamedTuple):
     as_lists: bool
 
 
+class _Seen(NamedTuple):
+    """The spelt values of the training rows with their rows and clicks, and those `without`."""
+
+    values: pa.StringArray
+    counts: np.ndarray
+    clicks: np.ndarray
+    without: tuple[int, int]
+
+
 class _Tally(NamedTuple):
     """Training rows and clicks of each id [V] and of rows without a value; an `example` of each."""
 
@@ -60,21 +70,22 @@ def fit_field(
     Raises `DataError` when the field gives the label away, or naming a value that is no number
     or no id.
     """
-    stage(f"texts_{column}", _count_texts(rows, column))
+    stage.save(f"texts_{column}", _count_texts(rows, column))
     found = KindOf()
     for batch in stage.batches(f"texts_{column}"):
         found.add(_single_values(batch.column("raw"), origin)[1])
-    values = stage.write(f"values_{column}", _VALUES, _spelt(stage, column, origin, found.kind))
-    totals = values.group_by("value").agg(count=values["count"].sum(), clicks=values.clicks.sum())
+    rare = origin.encoded or origin.quantiles is not None or origin.hash_buckets is not None
+    spelt = _spelt(stage, column, origin, found.kind)
+    seen = _seen(_totals(stage, column, spelt, 1 if rare else min_count))
     bare = FieldCode(origin.name, found.kind, _NONE, origin.separator)
     if origin.hash_buckets is not None:
-        code, tally = _hashed(bare, totals, origin.hash_buckets)
+        code, tally = _hashed(bare, seen, origin.hash_buckets)
     elif origin.quantiles is not None:
-        code, tally = _in_buckets(bare, totals, origin.quantiles)
+        code, tally = _in_buckets(bare, seen, origin.quantiles)
     elif origin.encoded:
-        code, tally = _given_ids(bare, totals, rows[column])
+        code, tally = _given_ids(bare, seen, rows[column])
     else:
-        code, tally = _vocabulary(bare, totals, min_count)
+        code, tally = _vocabulary(bare, seen)
     _check_leakage(tally, origin.name)
     size = len(code.values)
     vocabulary = pa.table({"value": code.values, "id": _ids(size), "count": tally.rows[1:]})
@@ -85,6 +96,7 @@ def fit_field(
 
 def _count_texts(rows: ibis.Table, column: str) -> ibis.Table:
     """Every distinct `raw` text of the training rows with its `count` and `clicks`."""
+    rows = narrow(rows, "split", "label", column)
     train = rows.filter(rows.split == "train")
     return train.group_by(raw=train[column]).agg(
         count=train.count().cast("int64"), clicks=train.label.sum().cast("int64")
@@ -126,39 +138,46 @@ def _spelt(stage: Stage, column: str, origin: FieldSource, kind: str) -> Iterato
         )
 
 
-def _in_memory(totals: ibis.Table) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
-    """The values with their counts and clicks, in an order that no engine decides; null first."""
-    table = totals.to_pyarrow().sort_by([("count", "descending"), ("value", "ascending")])
-    value = table["value"].combine_chunks()
-    order = np.argsort(np.asarray(value.is_valid()), kind="stable")
-    counts, clicks = (
-        table[name].combine_chunks().cast(pa.int64()).to_numpy()[order]
-        for name in ("count", "clicks")
+def _totals(stage: Stage, column: str, spelt: Iterator[pa.RecordBatch], min_count: int) -> pa.Table:
+    """The count and clicks of each spelt value of `min_count` rows and more, and of null.
+
+    Where they come in several batches the engine adds them up.
+    """
+    batches = list(islice(spelt, 2))
+    if len(batches) > 1:
+        values = stage.write(f"values_{column}", _VALUES, chain(batches, spelt))
+        sums = {name: values[name].sum().cast("int64") for name in ("count", "clicks")}
+        totals = values.group_by("value").agg(**sums)
+        kept = totals.filter(totals.value.isnull() | (totals["count"] >= min_count))
+        return kept.to_pyarrow().cast(_VALUES)
+    groups = pa.Table.from_batches(batches, _VALUES).group_by("value")
+    sums = groups.aggregate([("count", "sum"), ("clicks", "sum")]).rename_columns(_VALUES.names)
+    return sums.filter(pc.or_(sums["value"].is_null(), pc.greater_equal(sums["count"], min_count)))
+
+
+def _seen(totals: pa.Table) -> _Seen:
+    """The values by count descending, then value, in an order that no engine decides."""
+    table = totals.sort_by([("count", "descending"), ("value", "ascending")])
+    missing = table.filter(table["value"].is_null())
+    present = table.filter(table["value"].is_valid())
+    return _Seen(
+        values=present["value"].combine_chunks(),
+        counts=present["count"].to_numpy(),
+        clicks=present["clicks"].to_numpy(),
+        without=(pc.sum(missing["count"]).as_py() or 0, pc.sum(missing["clicks"]).as_py() or 0),
     )
-    return value.take(pa.array(order)), counts, clicks
 
 
-def _split_off(
-    totals: ibis.Table,
-) -> tuple[tuple[int, int], pa.StringArray, np.ndarray, np.ndarray]:
-    """Rows and clicks without a value apart from the values."""
-    values, counts, clicks = _in_memory(totals)
-    missing = values.null_count
-    without = int(counts[:missing].sum()), int(clicks[:missing].sum())
-    return without, values.slice(missing), counts[missing:], clicks[missing:]
-
-
-def _vocabulary(code: FieldCode, totals: ibis.Table, min_count: int) -> tuple[FieldCode, _Tally]:
+def _vocabulary(code: FieldCode, seen: _Seen) -> tuple[FieldCode, _Tally]:
     """Ids by count descending, then value."""
-    kept = totals.filter(totals.value.isnull() | (totals["count"] >= min_count))
-    without, values, counts, clicks = _split_off(kept)
-    tally = _Tally(np.append(without[0], counts), np.append(without[1], clicks), _examples(values))
-    return code._replace(values=values), tally
+    rows, clicks = seen.without
+    tally = _Tally(
+        np.append(rows, seen.counts), np.append(clicks, seen.clicks), _examples(seen.values)
+    )
+    return code._replace(values=seen.values), tally
 
 
-def _given_ids(
-    code: FieldCode, totals: ibis.Table, column: ibis.Column
-) -> tuple[FieldCode, _Tally]:
+def _given_ids(code: FieldCode, seen: _Seen, column: ibis.Column) -> tuple[FieldCode, _Tally]:
     """Ids 1 to the largest of all rows, whether train has it or not."""
     largest = column.nullif("").cast("int64").max().to_pyarrow().as_py() or 0
     if largest > LARGEST_ID:
@@ -166,64 +185,54 @@ def _given_ids(
             f"field {code.name!r}: id {largest} is beyond the largest, {LARGEST_ID}; number the "
             "values without gaps, or prepare them as strings"
         )
-    without, values, counts, clicks = _split_off(totals)
-    ids = values.cast(pa.int64()).to_numpy()
+    ids = seen.values.cast(pa.int64()).to_numpy()
     names = pa.array(np.arange(1, largest + 1)).cast(pa.string())
-    tally = _tally(ids, largest, without, values, counts, clicks)
+    tally = _tally(ids, largest, seen)
     return code._replace(values=names), tally
 
 
-def _hashed(code: FieldCode, totals: ibis.Table, buckets: int) -> tuple[FieldCode, _Tally]:
+def _hashed(code: FieldCode, seen: _Seen, buckets: int) -> tuple[FieldCode, _Tally]:
     """Ids of buckets by md5; a bucket's value in the vocabulary is its number."""
-    without, values, counts, clicks = _split_off(totals)
     names = pa.array(np.arange(1, buckets + 1)).cast(pa.string())
-    tally = _tally(hash_ids(values, buckets), buckets, without, values, counts, clicks)
+    tally = _tally(hash_ids(seen.values, buckets), buckets, seen)
     return code._replace(values=names, buckets=buckets), tally
 
 
-def _in_buckets(code: FieldCode, totals: ibis.Table, quantiles: int) -> tuple[FieldCode, _Tally]:
+def _in_buckets(code: FieldCode, seen: _Seen, quantiles: int) -> tuple[FieldCode, _Tally]:
     """Ids of quantiles of the training rows; a bucket's value is its range."""
-    without, values, counts, clicks = _split_off(totals)
-    numbers = parse_numbers(values)
+    numbers = parse_numbers(seen.values)
     if wrong := np.flatnonzero(np.isnan(numbers)).tolist():
+        shown = seen.values[wrong[0]].as_py()
         raise DataError(
-            f"field {code.name!r}: {values[wrong[0]].as_py()!r} is not a number; correct it, or "
-            "don't prepare the field as numbers"
+            f"field {code.name!r}: {shown!r} is not a number; correct it, or don't prepare the "
+            "field as numbers"
         )
-    _check_separation(numbers, counts, clicks, code.name)
-    edges = fit_edges(numbers, counts, quantiles)
+    _check_separation(numbers, seen, code.name)
+    edges = fit_edges(numbers, seen.counts, quantiles)
     names = pa.array(bucket_names(edges), pa.string())
-    tally = _tally(bucket_of(numbers, edges) + 1, len(names), without, values, counts, clicks)
+    tally = _tally(bucket_of(numbers, edges) + 1, len(names), seen)
     return code._replace(values=names, edges=tuple(edges.tolist())), tally
 
 
-def _tally(
-    ids: np.ndarray,
-    size: int,
-    without: tuple[int, int],
-    values: pa.StringArray,
-    counts: np.ndarray,
-    clicks: np.ndarray,
-) -> _Tally:
+def _tally(ids: np.ndarray, size: int, seen: _Seen) -> _Tally:
     """Sum counts and clicks up by id; the example of an id is its most frequent value."""
-    rows = np.bincount(ids, counts, minlength=size + 1).astype(np.int64)
-    clicked = np.bincount(ids, clicks, minlength=size + 1).astype(np.int64)
-    rows[UNKNOWN], clicked[UNKNOWN] = without
-    seen, first = np.unique(ids, return_index=True)
+    rows = np.bincount(ids, seen.counts, minlength=size + 1).astype(np.int64)
+    clicks = np.bincount(ids, seen.clicks, minlength=size + 1).astype(np.int64)
+    rows[UNKNOWN], clicks[UNKNOWN] = seen.without
+    known, first = np.unique(ids, return_index=True)
     examples = np.full(size, -1)
-    examples[seen[seen > 0] - 1] = first[seen > 0]
-    taken = values.take(pa.array(examples, mask=examples < 0))
-    return _Tally(rows, clicked, _examples(taken))
+    examples[known[known > 0] - 1] = first[known > 0]
+    taken = seen.values.take(pa.array(examples, mask=examples < 0))
+    return _Tally(rows, clicks, _examples(taken))
 
 
 def _examples(values: pa.StringArray) -> pa.StringArray:
     return pa.concat_arrays([pa.array([""], pa.string()), values])
 
 
-def _check_separation(
-    numbers: np.ndarray, counts: np.ndarray, clicks: np.ndarray, name: str
-) -> None:
+def _check_separation(numbers: np.ndarray, seen: _Seen, name: str) -> None:
     """Refuses numbers that decide the label, whatever buckets they would be in."""
+    counts, clicks = seen.counts, seen.clicks
     if clicks.sum() < SUPPORT or (counts - clicks).sum() < SUPPORT:
         return
     clicked, others = numbers[clicks > 0], numbers[counts > clicks]

@@ -78,7 +78,7 @@ def _prepare_into(
         unknown = np.zeros(schema.num_fields, np.int64)
         for split, count in counts.items():
             next(steps)
-            stage(split, _ordered(rows.filter(rows.split == split)))
+            stage.save(split, _ordered(rows.filter(rows.split == split)))
             chunks = _encoded(stage, split, schema, fitted)
             if split == "train":
                 chunks = _counting(chunks, schema, unknown)

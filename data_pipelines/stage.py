@@ -26,8 +26,12 @@ class Stage(NamedTuple):
 
     def __call__(self, name: str, table: ibis.Table) -> ibis.Table:
         """Computes an expression once."""
-        write_parquet(table, self.folder / name)
+        self.save(name, table)
         return read_parquet(self.connection, self.folder / name)
+
+    def save(self, name: str, table: ibis.Table) -> None:
+        """Computes an expression for `batches` to read."""
+        write_parquet(table, self.folder / name)
 
     def write(self, name: str, layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> ibis.Table:
         """Hands rows that Python computed to the engine, batch by batch."""
@@ -44,3 +48,13 @@ class Stage(NamedTuple):
         for each in files:
             with each.open("rb") as file, pq.ParquetFile(file) as content:
                 yield from content.iter_batches(batch_size=size)
+
+
+def narrow(table: ibis.Table, *columns: str) -> ibis.Table:
+    """A staged table as if it had these columns only.
+
+    To compile an expression takes Ibis as long as its tables are wide: for each field of hundreds
+    that would be seconds.
+    """
+    whole = table.op()
+    return whole.copy(schema=ibis.schema({name: whole.schema[name] for name in columns})).to_expr()
