@@ -36,13 +36,14 @@ class Fitted(NamedTuple):
     """A field's place in the schema, what gives its values ids, and those with their counts.
 
     `vocabulary` has the columns `value`, `id`, `count`, by id from 1; the rows hold the field
-    `as_lists` or not.
+    `as_lists` or not. A training row has at most `longest` known values.
     """
 
     field: Field
     code: FieldCode
     vocabulary: pa.Table
     as_lists: bool
+    longest: int
 
 
 class _Seen(NamedTuple):
@@ -89,9 +90,10 @@ def fit_field(
     _check_leakage(tally, origin.name)
     size = len(code.values)
     vocabulary = pa.table({"value": code.values, "id": _ids(size), "count": tally.rows[1:]})
-    slots = _slots(stage, column, code, origin)
+    longest = _longest(stage, column, code, origin)
+    slots = min(longest, origin.max_slots or longest)
     field = Field(origin.name, size + 1, slots, found.kind)
-    return Fitted(field, code, vocabulary, origin.as_lists)
+    return Fitted(field, code, vocabulary, origin.as_lists, longest)
 
 
 def _count_texts(rows: ibis.Table, column: str) -> ibis.Table:
@@ -248,8 +250,8 @@ def _ids(size: int) -> np.ndarray:
     return np.arange(1, size + 1, dtype=np.int32)
 
 
-def _slots(stage: Stage, column: str, code: FieldCode, origin: FieldSource) -> int:
-    """The most known values that a training row has, at most `max_slots`."""
+def _longest(stage: Stage, column: str, code: FieldCode, origin: FieldSource) -> int:
+    """The most known values that a training row has, 1 at least."""
     if code.separator is None:
         return 1
     longest = 1
@@ -257,7 +259,7 @@ def _slots(stage: Stage, column: str, code: FieldCode, origin: FieldSource) -> i
         pairs = code.pairs(as_column(batch.column("raw"), origin.as_lists), "the rows")
         if len(pairs):
             longest = max(longest, int(np.bincount(pairs[:, 0]).max()))
-    return longest if origin.max_slots is None else min(longest, origin.max_slots)
+    return longest
 
 
 def _check_leakage(tally: _Tally, name: str) -> None:

@@ -233,6 +233,9 @@ def _provenance(
         "buckets": {
             each.code.name: list(each.code.edges) for each in fitted if each.code.edges is not None
         },
+        "cut": {
+            each.field.name: each.longest for each in fitted if each.longest > each.field.slots
+        },
         "hashed": {field.name: field.hash_buckets for field in fields if field.hash_buckets},
     }
     scenario: dict[str, Any] = {

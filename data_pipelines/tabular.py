@@ -282,9 +282,7 @@ def _scenarios(joined: _Joined, column: str, edges: tuple[float, ...]) -> _Scena
     if spelt.null_count:
         wrong = texts.filter(spelt.is_null())[0].as_py()
         place = next(places(joined.owners[column], lambda row: row[column] == wrong))
-        raise DataError(
-            f"{place}: {column} is {wrong!r}, which is no scenario; every row needs one"
-        )
+        raise DataError(f"{place}: {column} is {wrong!r}, but every row needs a scenario")
     pairs = zip(texts.to_pylist(), spelt.to_pylist(), strict=True)
     index = ibis.cases(*((text == raw, names.index(name)) for raw, name in pairs))
     return _Scenarios(names, {name: name for name in names}, index.cast("int64"))

@@ -91,6 +91,12 @@ def remarks(prepared: Prepared) -> list[str]:
         f"{count:,} rows are unknown to {name}; the columns it adds are missing there"
         for name, count in provenance.get("unmatched", {}).items()
     ]
+    slots = {field.name: field.slots for field in prepared.schema.fields}
+    lines += [
+        f"field {name!r} has up to {longest:,} values in a row; the {slots[name]} that are most "
+        "frequent in train are kept"
+        for name, longest in provenance.get("cut", {}).items()
+    ]
     if unused := provenance.get("unused_columns"):
         lines.append(f"columns left out, since no flag names them: {', '.join(unused)}")
     if repeated := provenance.get("repeated_events", 0):

@@ -39,9 +39,11 @@ class Unknown(NamedTuple):
         """The shares in one line, the largest first."""
         found = {name: share for name, share in self.to_json().items() if share > 0}
         if not found:
-            return "unknown values: none"
-        ordered = sorted(found, key=lambda name: -found[name])
-        return f"unknown values: {', '.join(f'{name} {found[name]:.1%}' for name in ordered)}"
+            return "unknown or missing values: none"
+        told = (
+            f"{name} {found[name]:.1%}" for name in sorted(found, key=lambda name: -found[name])
+        )
+        return f"unknown or missing values: {', '.join(told)}"
 
     def warnings(self) -> list[str]:
         """A line for each field in which far more is unknown than in training."""

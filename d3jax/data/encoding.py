@@ -22,8 +22,8 @@ from d3jax.errors import DataError
 
 Kind = Literal["integer", "decimal", "boolean", "text"]
 
-NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
-"""A decimal number that can be measured, leading zeros allowed; a regular expression that Arrow,
+NUMBER = r"[-+]?(?:[0-9]{1,200}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
+"""A decimal number that a float64 holds, leading zeros allowed; a regular expression that Arrow,
 DuckDB, Spark and Python read alike."""
 
 # A number that can be an id: 007 is a text, for its zeros tell it from 7.
@@ -211,8 +211,7 @@ def parse_numbers(texts: pa.StringArray) -> np.ndarray:
     """Return the numbers that texts write, [R] float64; NaN for a text that writes none."""
     written = pc.match_substring_regex(texts, f"^[ \\t]*{NUMBER}[ \\t]*$")
     trimmed = pc.utf8_trim(pc.if_else(written, texts, None), " \t")
-    numbers = pc.cast(trimmed, pa.float64()).to_numpy(zero_copy_only=False)
-    return np.where(np.isfinite(numbers), numbers, np.nan)
+    return pc.cast(trimmed, pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def bucket_of(numbers: np.ndarray, edges: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 
 import ibis
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +22,7 @@ from d3jax.errors import ConfigError, D3jaxError, DataError
 from data_pipelines.columns import SPLITS, Prepared, check_rows
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source, TableConfig
-from data_pipelines.tabular import read_table
+from data_pipelines.tabular import MAX_VALUES, read_table
 from tests.data_pipelines.raw_files import RawFiles
 
 ML_100K = Path(__file__).parents[3] / "shared" / "data" / "ml-100k"
@@ -153,6 +156,8 @@ def test_times_of_every_kind_are_put_in_order(world: World) -> None:
         lambda t: f"{t - 1200}",
         lambda t: f"{t / 7:.3f}e2",
         lambda t: f"2024-01-0{1 + t // 1200} 10:{t % 1200 // 60:02}:{t % 60:02}",
+        lambda t: f"2024/1/{1 + t // 1200}T{9 + t % 1200 // 600}:{t % 600 // 10:02}:{t % 10:02}",
+        lambda t: f"2024-01-01T{t // 60:02}:{t % 60:02}:00{'+01:00' if t % 2 else '+0100'}",
     ]
     first, *others = (with_time(form) for form in forms)
     assert [first.provenance["rows"][split] for split in SPLITS] == [288, 32, 80]
@@ -161,6 +166,86 @@ def test_times_of_every_kind_are_put_in_order(world: World) -> None:
             assert sorted(decoded(other, split)) == sorted(decoded(first, split))
     late = [row[:2] for row in decoded(first, "test")]
     assert sorted(late) == sorted((u, i) for u, i, _, t in world.log if t >= 1320)
+
+
+def test_a_column_of_the_same_name_matters_only_where_it_is_used(world: World) -> None:
+    """Both tables may have an id, a date, or a column that pandas left without a name."""
+    for name, extra in (("log.csv", "7"), ("users.csv", "8")):
+        world.edit(
+            name,
+            lambda lines, extra=extra: [
+                f"{line},{extra if n else 'id'},{extra if n else ''}"
+                for n, line in enumerate(lines)
+            ],
+        )
+    prepared = world.prepare()
+    assert prepared.provenance["unused_columns"] == ["id", " column 6", " column 5"]
+
+
+def test_keys_and_scenarios_are_whole_numbers_with_and_without_a_point(world: World) -> None:
+    plain = world.prepare()
+    for name in ("log.csv", "users.csv"):
+        world.edit(name, lambda lines: [re.sub(r"^u(\d+)", r"\1", line) for line in lines])
+    world.edit("users.csv", lambda lines: [re.sub(r"^(\d+),(\d+)", r"\1.0,\2.0", x) for x in lines])
+    shifted = prepare(world.read(), world.folder / "b", PrepareConfig())
+    for split in SPLITS:
+        assert len(shifted.rows(split).label) > 0
+    assert "unmatched" not in shifted.provenance
+    ages = (set(p.vocabulary("age")["value"].to_pylist()) for p in (plain, shifted))
+    assert next(ages) == next(ages)
+    named = world.read(scenario="age", fields=())
+    assert all("." not in name for name in named.scenarios)
+    world.edit("users.csv", lambda lines: [*lines, lines[3].replace(".0,", ",")])
+    with pytest.raises(DataError, match=r"user '2' appears more than once: file users.csv, line 4"):
+        world.read()
+
+
+@pytest.mark.parametrize(
+    "words", [("0", "1"), ("0.0", "1.0"), ("False", "True"), ("false", "TRUE")]
+)
+def test_a_label_of_its_own_is_0_and_1_or_false_and_true(
+    world: World, words: tuple[str, str]
+) -> None:
+    rows = [(u, i, words[r > 3], t) for u, i, r, t in world.log]
+    world.write("log.csv", "user,item,rating,time", rows)
+    prepared = world.prepare(label="rating")
+    clicks = sum(prepared.rows(split).label.sum() for split in SPLITS)
+    assert clicks == sum(r > 3 for _, _, r, _ in world.log)
+
+
+def test_list_columns_are_fields_of_several_values(world: World) -> None:
+    plain = world.prepare()
+    table = pa.table(
+        {
+            "item": list(world.items),
+            "kinds": [[kind for kind in v.split("|") if kind] for v in world.items.values()],
+            "unused": [[1]] * len(world.items),
+            "struct": [{"a": 1}] * len(world.items),
+        }
+    )
+    pq.write_table(table, world.folder / "items.parquet")
+    joins = (f"{world.folder}/users.csv=user", f"{world.folder}/items.parquet=item")
+    for multi in ("kinds", "kinds=|"):
+        out = Path(tempfile.mkdtemp(dir=world.folder)) / "out"
+        prepared = prepare(world.read(join=joins, multi=(multi,)), out, PrepareConfig())
+        assert prepared.provenance["unused_columns"] == ["unused"]
+        for split in SPLITS:
+            assert decoded(prepared, split) == decoded(plain, split)
+    with pytest.raises(DataError, match=r"column 'kinds' is a list column, .*; name it by --multi"):
+        world.read(join=joins, multi=(), fields=("kinds",))
+    with pytest.raises(DataError, match=r"column 'struct' is struct<.*>, which has no text; give"):
+        world.read(join=joins, multi=("kinds",), fields=("struct",))
+
+
+def test_only_so_many_values_of_a_row_are_kept(world: World) -> None:
+    history = "|".join(f"h{n}" for n in range(3000))
+    rows = [
+        (item, history if n == 3 else kinds) for n, (item, kinds) in enumerate(world.items.items())
+    ]
+    world.write("items.csv", "item,kinds", rows)
+    prepared = world.prepare()
+    assert prepared.schema.fields[prepared.schema.index("kinds")].slots == MAX_VALUES
+    assert prepared.provenance["cut"] == {"kinds": 3000}
 
 
 def test_columns_that_no_flag_names_are_told(world: World) -> None:
@@ -248,7 +333,7 @@ def replaced(number: int, old: str, new: str) -> Callable[[list[str]], list[str]
         (
             "users.csv",
             replaced(1, "city", "rating"),
-            {},
+            {"fields": ()},
             "column 'rating' is in users.csv and already in the tables before it; rename one",
         ),
         (
@@ -262,6 +347,30 @@ def replaced(number: int, old: str, new: str) -> Callable[[list[str]], list[str]
             lambda lines: [*lines[:2], "u1,i1,3,2024-01-01"],
             {},
             "file log.csv, line 3: time is '2024-01-01'; write all times as numbers, or all as",
+        ),
+        *(
+            (
+                "log.csv",
+                lambda lines, wrong=wrong: [lines[0], f"u1,i1,3,{wrong}"],
+                {},
+                f"file log.csv, line 2: time is '{wrong}'; write all times as numbers, or all as",
+            )
+            for wrong in ("2024-13-45", "2023-02-29", "2024-01-01 24:00:00", "9:05:00", "1e999")
+        ),
+        *(
+            (
+                "log.csv",
+                lambda lines, wrong=wrong: [f"{lines[0]},price", f'u1,i1,3,1,"{wrong}"'],
+                {"numeric": ("price=5",)},
+                f"line 2: price is '{re.escape(wrong)}', not a number; leave it empty where",
+            )
+            for wrong in ("inf", "NaN", "1,299.00", "$12", "1e999", "9" * 400)
+        ),
+        (
+            "log.csv",
+            lambda lines: [f"{lines[0]},place", "u1,i1,3,1,3", "u1,i1,3,1,NaN"],
+            {"scenario": "place"},
+            "file log.csv, line 3: place is 'NaN', but every row needs a scenario",
         ),
         (
             "log.csv",
@@ -307,6 +416,10 @@ def test_rows_that_are_refused(
         ({"scenario": "rating"}, "column 'rating' can't be both the label and the scenario"),
         ({"join": ("users.csv",)}, "--join 'users.csv' must be a file, an equals sign and the"),
         ({"join": ("=user",)}, "--join '=user' must be a file, an equals sign and the column"),
+        (
+            {"multi": ("kinds",)},
+            "--multi kinds does not say what separates the values, and the col",
+        ),
         ({"numeric": ("city=5",), "hash": ("city=9",)}, "field 'city' is prepared in two ways"),
     ],
 )

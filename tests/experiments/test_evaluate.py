@@ -201,7 +201,7 @@ def test_unknown_values_are_told_by_field_and_warned_of(
     np.save(other / "test/ids.npy", ids)
     main(["evaluate", str(trained), "--data", str(other)])
     said = " ".join(capsys.readouterr().err.split())
-    assert "unknown values: user 50." in said
+    assert "unknown or missing values: user 50." in said
     assert "warning: field 'user': 50." in said
     assert "written as in the training data?" in said
 

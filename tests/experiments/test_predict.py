@@ -78,7 +78,9 @@ def test_probabilities_are_the_models_in_the_order_of_the_rows(
     assert table["scenario"].to_pylist() == raw["scenario"].to_pylist()
     np.testing.assert_allclose(table["probability"].to_numpy(), expected, rtol=2e-5)
     said = " ".join(capsys.readouterr().err.split())
-    assert said.startswith(f"600 rows scored; written to {out} unknown values: user 0.2%")
+    assert said.startswith(
+        f"600 rows scored; written to {out} unknown or missing values: user 0.2%"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([rows.name, out.name])
 
 
@@ -110,7 +112,7 @@ def test_without_out_they_go_to_standard_output(
     assert len(lines) == 601
     probabilities = [float(line.rpartition(",")[2]) for line in lines[1:]]
     np.testing.assert_allclose(probabilities, expected, rtol=2e-5)
-    assert captured.err.startswith("600 rows scored\nunknown values: user 0.2%")
+    assert captured.err.startswith("600 rows scored\nunknown or missing values: user 0.2%")
 
 
 def test_a_row_of_values_never_seen_is_scored(
