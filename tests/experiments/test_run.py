@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from d3jax.config import Config, TrainConfig
-from d3jax.errors import CheckpointError
+from d3jax.errors import CheckpointError, DataError
+from data_pipelines.checksums import write_checksums
 from data_pipelines.columns import open_prepared
+from data_pipelines.engine import duckdb_engine
+from data_pipelines.prepare import prepare
+from data_pipelines.source import PrepareConfig, TableConfig
+from data_pipelines.tabular import read_table
 from experiments.run import check_free, create_run, exclusive, fresh_directory, open_run
 
 
@@ -84,3 +92,57 @@ def test_the_lock_names_its_holder_and_ends_with_it(prepared: Path, tmp_path: Pa
         pytest.fail("two hold the lock")
     with exclusive(run):
         assert (run.directory / "lock").read_text() == str(os.getpid())
+
+
+def prepared_with(folder: Path, seed: int = 0, rating: int = 3) -> Path:
+    """Forty made-up ratings of ten items; the seed moves rows, the label rule turns clicks."""
+    draw = random.Random(0)
+    lines = [f"{n % 10},{draw.choice('ab')},{draw.randrange(1, 6)}" for n in range(400)]
+    folder.mkdir(exist_ok=True)
+    (folder / "log.csv").write_text("\n".join(["item,tab,rating", *lines]))
+    config = TableConfig(label=f"rating>{rating}", scenario="tab", fields=("item",))
+    rows = read_table(duckdb_engine(folder, threads=1), folder / "log.csv", folder, config)
+    return prepare(rows, folder / "out", PrepareConfig(seed=seed), overwrite=True).directory
+
+
+def test_a_run_knows_its_data_again_where_they_have_moved(tmp_path: Path) -> None:
+    data = prepared_with(tmp_path / "data")
+    create_run(tmp_path / "run", Config(), open_prepared(data), overwrite=False)
+    run = open_run(tmp_path / "run")
+    assert run.training_data().directory == data
+    shutil.move(data, tmp_path / "moved")
+    with pytest.raises(DataError, match=r"schema.json is missing; prepare the data again, or"):
+        run.training_data()
+    assert run.training_data(tmp_path / "moved").directory == tmp_path / "moved"
+    # Raw files of another name give the same rows.
+    assert run.training_data(prepared_with(tmp_path / "again")).fingerprint == run.fingerprint
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"rating": 2}])
+def test_a_run_refuses_data_that_were_prepared_again(
+    changed: dict[str, int], tmp_path: Path
+) -> None:
+    data = prepared_with(tmp_path / "data")
+    create_run(tmp_path / "run", Config(), open_prepared(data), overwrite=False)
+    run = open_run(tmp_path / "run")
+    prepared_with(tmp_path / "data", **changed)
+    message = (
+        "encodes rows in another way than the data of the run .*: (field .item. gives|the rule)"
+    )
+    with pytest.raises(DataError, match=message):
+        run.training_data()
+    with pytest.raises(DataError, match=message):
+        run.prepared(data)
+
+
+def test_other_rows_with_the_same_ids_are_evaluated_and_not_trained_on(tmp_path: Path) -> None:
+    data = prepared_with(tmp_path / "data")
+    create_run(tmp_path / "run", Config(), open_prepared(data), overwrite=False)
+    run = open_run(tmp_path / "run")
+    label = np.load(data / "train" / "label.npy")
+    np.save(data / "train" / "label.npy", 1 - label)
+    write_checksums(data)
+    assert run.prepared(data).directory == data
+    for refused in (run.prepared, run.training_data, lambda: run.training_data(data)):
+        with pytest.raises(DataError, match=r"holds other rows than when the run .* was made: it"):
+            refused()
