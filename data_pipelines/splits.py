@@ -16,6 +16,9 @@ from d3jax.errors import ConfigError
 from data_pipelines.source import PrepareConfig, Source
 
 
+_WHOLE = r"^(-?[1-9][0-9]*|0)\.0*$"
+
+
 def event_digest(rows: ibis.Table, columns: Sequence[str], seed: int) -> StringValue:
     """The md5 of the seed and the values of `columns`, which tells one event from another."""
     parts = [plain(rows[name].cast("string").fill_null("")) for name in columns]
@@ -32,7 +35,8 @@ def plain(text: StringValue) -> StringValue:
 
     It tells events, users and the keys of joins apart before it is known of what kind they are.
     """
-    return text.re_replace(r"^(-?[1-9][0-9]*|0)\.0*$", r"\1")
+    # Engines don't agree on how a replacement names a group, but on how to extract one.
+    return ibis.ifelse(text.re_search(_WHOLE), text.re_extract(_WHOLE, 1), text)
 
 
 def split_of(source: Source, config: PrepareConfig) -> StringValue:

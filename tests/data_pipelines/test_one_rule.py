@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.columns import SPLITS, Prepared
 from data_pipelines.encoder import load_encoder
-from data_pipelines.engine import duckdb_engine, spark_engine
+from data_pipelines.engine import duckdb_engine
 from data_pipelines.format import Format
 from data_pipelines.prepare import prepare
 from data_pipelines.reading import find_files, open_files, raw_batches
@@ -123,13 +122,11 @@ def form_of(way: str) -> Format:
     return Format(encoding="utf-16") if way == "gzip" else Format()
 
 
-def prepared_from(
-    folder: Path, source: Path, way: str, engine: Callable[..., ibis.BaseBackend] = duckdb_engine
-) -> Prepared:
+def prepared_from(folder: Path, source: Path, way: str) -> Prepared:
     scratch = folder / "scratch"
     scratch.mkdir()
     config = TableConfig(**{**vars(CONFIG), "encoding": form_of(way).encoding})
-    rows = read_table(engine(scratch), source, scratch, config)
+    rows = read_table(duckdb_engine(scratch), source, scratch, config)
     return prepare(rows, folder / "out", PrepareConfig(min_count=2))
 
 
@@ -201,16 +198,3 @@ def test_what_is_missing_is_missing_however_it_is_said(tmp_path: Path) -> None:
         said[name] = words(columns)[name]
     ids, _ = served(prepared, write_csv(tmp_path / "b.csv", said), "csv")
     np.testing.assert_array_equal(ids, expected)
-
-
-@pytest.mark.slow
-def test_spark_gives_the_same_bytes(tmp_path: Path) -> None:
-    columns = some_columns()
-    found = []
-    for engine in (duckdb_engine, spark_engine):
-        folder = tmp_path / engine.__name__
-        folder.mkdir()
-        source = write_csv(folder / "a.csv", words(columns, ".0"))
-        out = prepared_from(folder, source, "csv", engine).directory
-        found.append({p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()})
-    assert found[0] == found[1]

@@ -26,7 +26,9 @@ from tests.data_pipelines import (
     test_ali_ccp,
     test_ali_ccp_encoded,
     test_kuairand,
+    test_one_rule,
 )
+from tests.data_pipelines.test_one_rule import some_columns, words
 
 Read = Callable[[ibis.BaseBackend, Path, Path], Source]
 
@@ -64,6 +66,17 @@ def write_table(folder: Path) -> None:
         rows.append(f"u{draw.randrange(60)},{tags},{price},{time},{place},{draw.randrange(2)}")
     (folder / "log.csv").write_text("\n".join(rows))
     (folder / "users.csv").write_text("user,age\n" + "".join(f"u{n},{n}\n" for n in range(55)))
+
+
+def write_kinds(folder: Path) -> None:
+    test_one_rule.write_csv(folder / "log.csv", words(some_columns(), ".0"))
+
+
+def read_kinds(engine: ibis.BaseBackend, folder: Path, scratch: Path) -> Source:
+    """What is staged lies where a name could be taken for a pattern or a column."""
+    odd = scratch / "click=1" / "[a]*{b,c}"
+    odd.mkdir(parents=True)
+    return read_table(engine, folder / "log.csv", odd, test_one_rule.CONFIG)
 
 
 def read_log(engine: ibis.BaseBackend, folder: Path, scratch: Path) -> Source:
@@ -134,6 +147,7 @@ def both(engine: ibis.BaseBackend, folder: Path, scratch: Path) -> Source:
 @pytest.mark.parametrize(
     ("write", "read", "config"),
     [
+        (write_kinds, read_kinds, PrepareConfig(min_count=2)),
         (write_table, read_log, PrepareConfig(min_count=2)),
         (write_table, read_log, PrepareConfig(split="time")),
         (write_table, read_log, PrepareConfig(split="user", seed=1)),
