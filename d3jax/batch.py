@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from d3jax.errors import DataError
+from d3jax.typed import from_json
 
 UNKNOWN = 0
 """The id, in every field, of a value that training never saw or saw too rarely."""
@@ -161,7 +161,6 @@ class Schema:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Schema:
-        """The inverse of `to_json`."""
-        fields = tuple(Field(**field) for field in value["fields"])
-        return cls(**{**value, "fields": fields, "scenarios": tuple(value["scenarios"])})
+    def from_json(cls, value: Any) -> Schema:
+        """The inverse of `to_json`; raises `DataError` naming what it doesn't know or expect."""
+        return from_json(cls, value, "schema", DataError)

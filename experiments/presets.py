@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from d3jax.config import (
@@ -14,6 +13,7 @@ from d3jax.config import (
     TrainConfig,
 )
 from d3jax.errors import ConfigError
+from d3jax.typed import parse_json
 
 SYNTHETIC = Config(
     model=ModelConfig(
@@ -76,8 +76,11 @@ def read_preset(path: Path) -> Config:
     Raises `ConfigError` naming the file and what is wrong with it.
     """
     try:
-        return Config.from_json(json.loads(path.read_text(encoding="utf-8"))["config"])
+        content = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "config" not in content:
+            raise ConfigError("it has no config")
+        return Config.from_json(content["config"])
     except OSError as error:
         raise ConfigError(f"can't read {path} ({error.strerror}); give a preset file") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         raise ConfigError(f"{path} is no preset file ({error})") from error

@@ -179,10 +179,33 @@ def test_an_unknown_key_of_the_configuration_is_named(
     settings["config"]["train"]["epoch"] = 3
     (run / "config.json").write_text(json.dumps(settings))
     said = refusal(["evaluate", str(run)], capsys)
-    assert f"{run / 'config.json'} is damaged (train.epoch is no setting of this d3jax" in said
+    assert f"{run / 'config.json'} is damaged (config.train.epoch is unknown to this d3jax" in said
+    assert "(did you mean epochs?)" in said
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_version": 1}'])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run_version": "2"}, "(run_version is '2'; it must be an integer of at most 64 bits)"),
+        ({"run_version": True}, "(run_version is True; it must be an integer of at most 64 bits)"),
+        ({"data": 3}, "(data is 3; it must be text)"),
+        ({"training_rows": "12"}, "(training_rows is '12'; it must be an integer of at most 64 bi"),
+        ({"training_rows": -1}, "(training_rows is -1; it must be between 1 and"),
+        ({"config": []}, "(config is []; it must be an object)"),
+        ({"config": {"train": {"deterministic": "no"}}}, "(config.train.deterministic is 'no'; it"),
+        ({"note": 1}, "(note is unknown to this d3jax; it knows"),
+    ],
+)
+def test_the_head_of_a_run_is_typed(
+    change: dict[str, object], message: str, trained: Path, tmp_path: Path, capsys: Refused
+) -> None:
+    settings = json.loads((trained / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | change))
+    said = refusal(["evaluate", str(tmp_path)], capsys)
+    assert f"{tmp_path / 'config.json'} is damaged {message}" in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_version": 2}'])
 def test_a_damaged_configuration_is_named(text: str, tmp_path: Path, capsys: Refused) -> None:
     (tmp_path / "config.json").write_text(text)
     assert f"{tmp_path / 'config.json'} is damaged (" in refusal(
