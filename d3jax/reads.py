@@ -207,7 +207,7 @@ def refuse_idle(config: Config, idle: Mapping[str, str], where: str = "") -> Non
         flag = f"{section}.{key}" if section in SECTIONS else key
         raise ConfigError(
             f"{where}--{flag.replace('_', '-')} ({name}) is {get(config, name)}, but nothing here "
-            f"reads it; {cure}, or leave it out"
+            f"reads it; {cure}"
         )
 
 
@@ -238,12 +238,10 @@ def _cure(config: Config, name: str, before: Any, variants: Variants) -> str | N
         pairs = list(zip(variants(config), variants(put(config, name, before)), strict=True))
     except ConfigError:
         return None  # A contradiction, which has a message of its own, is no idle setting.
-    lacks = [lacking(each, name) for each, _ in pairs]
-    if any(
-        ours != other and lack is None for (ours, other), lack in zip(pairs, lacks, strict=True)
-    ):
+    lacks = [lacking(ours, name) for ours, _ in pairs]
+    differs = [ours != other for ours, other in pairs]
+    if any(lack is None and other for lack, other in zip(lacks, differs, strict=True)):
         return None
-    lack = next(filter(None, lacks), None)
-    if None in lacks or lack is None:
-        return "what is compared sets it by itself"
-    return f"use {lack}"
+    if not lacks or None in lacks:
+        return "leave it out, for what is compared sets it itself"
+    return f"use {lacks[0]}, or leave it out"

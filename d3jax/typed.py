@@ -7,17 +7,16 @@ Literal, tuple[X, ...], X | None, dict[str, X], Any, and dataclasses of these.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import reprlib
-from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from d3jax.errors import ConfigError, D3jaxError
+from d3jax.names import did_you_mean
 
 LARGEST = 2**63 - 1
 """No whole number of a file is larger, on either side of 0."""
@@ -54,12 +53,6 @@ def check_types(settings: Any, prefix: str = "") -> None:
         value = getattr(settings, key)
         if not _fits(kind, value):
             raise ConfigError(_refusal(prefix + key, kind, value, "tuple"))
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question that names the nearest of the known names; empty where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _read(kind: Any, value: Any, name: str, error: type[D3jaxError]) -> Any:

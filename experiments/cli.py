@@ -11,8 +11,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import tyro
 from rich.console import Console
@@ -41,12 +42,15 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
+from d3jax.reads import idle, refuse_idle
 from experiments.allocator import keep_freed_memory
 from experiments.compile_cache import use_compile_cache
 from experiments.distributed import Processes, together
 from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
-from experiments.presets import PRESETS, read_preset
+from experiments.presets import PRESETS, read_preset, written_by_hand
 from experiments.sources import Preparation
+from experiments.suggestions import FREE, check_names
+from experiments.tables import Method, find_table, preset_path
 
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
@@ -98,6 +102,20 @@ class Settings:
     def chosen(self) -> Config:
         """The configuration: the preset with the flags' changes."""
         return Config(**{section: vars(self)[section] for section in vars(Config())})
+
+    def trained(self, config: Config) -> Sequence[Config]:
+        """The configurations that the verb trains when this one is chosen."""
+        return (config,)
+
+    def check(self, preset: Config) -> None:
+        """Raises `ConfigError` for a flag, or a setting in a file by hand, that nothing reads."""
+        config = self.chosen()
+        refuse_idle(config, idle(config, preset, self.trained))
+        if self.config is not None and written_by_hand(self.config):
+            found = idle(preset, Config(), self.trained)
+            still = idle(config, Config(), self.trained).keys() & found.keys()
+            left = {name: cure for name, cure in found.items() if name in still}
+            refuse_idle(preset, left, f"{self.config}: ")
 
 
 @dataclass(frozen=True)
@@ -281,10 +299,32 @@ class Compare(Settings):
     keep: bool = False
     """Keep the checkpoints of finished cells, to inspect them."""
 
+    def trained(self, config: Config) -> Sequence[Config]:
+        """The methods of the table that have no preset of their own."""
+        shared = [each for each, path in self._methods() if path is None]
+        return [method.configure(config, 0) for method in shared]
+
+    def check(self, preset: Config) -> None:
+        """Raises `ConfigError` for a setting of a method's preset by hand, too."""
+        super().check(preset)
+        for path in {path for _, path in self._methods() if path is not None}:
+            if written_by_hand(path):
+                given = read_preset(path)
+                refuse_idle(given, idle(given, Config(), partial(self._take, path)), f"{path}: ")
+
+    def _take(self, path: Path, config: Config) -> Sequence[Config]:
+        """The methods whose preset the file is, with this one instead."""
+        takers = [method for method, its in self._methods() if its == path]
+        return [method.configure(config, 0) for method in takers]
+
+    def _methods(self) -> list[tuple[Method, Path | None]]:
+        """Each method with the file of its preset."""
+        table = find_table(self.table, self.figure, self.on, self.base)
+        return [(method, preset_path(self.configs, method)) for method in table.methods]
+
     def run(self, console: Console) -> None:
         """Trains what is missing and prints the table."""
         from experiments.compare import Plan, compare
-        from experiments.tables import find_table
 
         plan = Plan(
             table=find_table(self.table, self.figure, self.on, self.base),
@@ -341,6 +381,13 @@ class Search(Settings):
     on: BackboneName = "adi"
     """The backbone of tables 2 and 3."""
 
+    def trained(self, config: Config) -> Sequence[Config]:
+        """The methods of the table, if there is one."""
+        if self.table is None:
+            return (config,)
+        methods = find_table(self.table, None, self.on, None).methods
+        return [method.configure(config, config.train.seed) for method in methods]
+
     def run(self, console: Console) -> None:
         """Tries settings, pruning the hopeless, and writes the best."""
         try:
@@ -349,8 +396,6 @@ class Search(Settings):
             raise ConfigError(
                 f"d3jax search needs {error.name}; install it: pip install 'd3jax[search]'"
             ) from error
-
-        from experiments.tables import find_table
 
         plan = search.Search(self.chosen(), self.space, self.trials, self.seeds, self.out)
         if self.table is None:
@@ -393,6 +438,7 @@ Verb = (
     | Search
     | Chaos
 )
+VERBS: dict[str, type] = {verb.__name__.lower(): verb for verb in get_args(Verb)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -419,13 +465,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Verb:
-    """The verb that the arguments ask for. Raises `ConfigError` for values out of range."""
-    verb = _parse(arguments, "synthetic")
-    own_data = isinstance(verb, Train) and verb.prepared is not None
-    return _parse(arguments, "best") if own_data else verb
+    """The verb that the arguments ask for.
+
+    Raises `ConfigError` for values out of range, a name that is mistyped and a setting that
+    nothing reads; shows help, and what else is amiss, and raises `SystemExit`.
+    """
+    asked = [argument for argument in arguments if argument not in FREE]
+    trained: PresetName = "synthetic"
+    try:
+        verb = _parse(asked, trained, quiet=True)
+        own_data = isinstance(verb, Train) and verb.prepared is not None
+        trained = "best" if own_data else trained
+    except SystemExit:
+        check_names(arguments, VERBS)
+    verb = _parse(arguments, trained)
+    if isinstance(verb, Settings):
+        verb.check(_preset_of(arguments, _default_preset(verb, trained)))
+    return verb
 
 
-def _parse(arguments: Sequence[str], trained: PresetName) -> Verb:
+def _default_preset(verb: Settings, trained: PresetName) -> PresetName:
+    return trained if isinstance(verb, Train | Chaos) else "text"
+
+
+def _parse(arguments: Sequence[str], trained: PresetName, quiet: bool = False) -> Verb:
     """`trained` is the preset of a training run that names none."""
     subcommand = tyro.conf.subcommand
     train = subcommand("train", default=Train(**vars(_preset_of(arguments, trained))))
@@ -446,7 +509,13 @@ def _parse(arguments: Sequence[str], trained: PresetName) -> Verb:
         | Annotated[Search, search]
         | Annotated[Chaos, chaos]
     )
-    return tyro.cli(cast(Any, verbs), prog="d3jax", description=_ABOUT, args=arguments)
+    return tyro.cli(
+        cast(Any, verbs),
+        prog="d3jax",
+        description=_ABOUT,
+        args=arguments,
+        console_outputs=not quiet,
+    )
 
 
 def _preset_of(arguments: Sequence[str], default: PresetName) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from d3jax.config import AdapterName, BackboneName, Config, HeadName, Part
@@ -77,6 +78,12 @@ class Method:
             adapter=replace(config.adapter, adapter=self.adapter),
             train=replace(config.train, seed=seed),
         )
+
+
+def preset_path(configs: Path | None, method: Method) -> Path | None:
+    """The preset file that a method takes instead of what all share; None where it has none."""
+    path = configs / f"{method.preset or method.slug}.json" if configs else None
+    return path if path is not None and path.is_file() else None
 
 
 @dataclass(frozen=True)

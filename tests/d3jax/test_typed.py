@@ -18,7 +18,7 @@ from d3jax.batch import Field, Schema
 from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, DataError
 from d3jax.training.fit import Progress
-from d3jax.typed import did_you_mean, from_json, parse_json
+from d3jax.typed import from_json, parse_json
 
 SETTINGS = {
     f"{section}.{field.name}": get_type_hints(type(part))[field.name]
@@ -267,8 +267,3 @@ def test_a_dataclass_of_dataclasses_is_read_by_its_annotations() -> None:
 def test_json_is_read_by_the_letter(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_json(text)
-
-
-def test_the_nearest_name_is_suggested_and_none_that_is_far() -> None:
-    assert did_you_mean("epoch", ["epochs", "patience"]) == " (did you mean epochs?)"
-    assert did_you_mean("music", ["epochs", "patience"]) == ""
