@@ -108,7 +108,8 @@ def test_the_official_preset_takes_a_step() -> None:
     assert still == attention | {"network.generator.kernel_offset"}
 
 
-RESULTS = sorted((Path(__file__).parents[2] / "experiments" / "results").rglob("settings/*.json"))
+ROOT = Path(__file__).parents[2]
+RESULTS = sorted((ROOT / "experiments" / "results").rglob("settings/*.json"))
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
@@ -147,3 +148,24 @@ def test_what_is_no_preset_file_is_named(text: str, message: str, tmp_path: Path
     with pytest.raises(ConfigError, match=re.escape(f"{path} is no preset file (") + ".*") as error:
         read_preset(path)
     assert message in str(error.value)
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "experiments" / "results").rglob("*.md"))]
+WRITTEN = sorted(
+    {
+        (re.sub(r"\$\w+", "1", command.replace("\\\n", " ")), path.name)
+        for path in DOCUMENTS
+        for command in re.findall(
+            r"d3jax (?:train|compare|search|chaos)(?: [\w./$=-]+| \\\n *)*", path.read_text("utf-8")
+        )
+    }
+)
+
+
+@pytest.mark.parametrize(("command", "document"), WRITTEN)
+def test_the_commands_that_are_written_down_are_taken(command: str, document: str) -> None:
+    parse(command.split()[1:])
+
+
+def test_commands_are_written_down() -> None:
+    assert len(WRITTEN) > 15
