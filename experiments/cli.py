@@ -50,7 +50,7 @@ from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
 from experiments.presets import PRESETS, read_preset, written_by_hand
 from experiments.sources import Preparation
 from experiments.suggestions import FREE, check_names
-from experiments.tables import Method, find_table, preset_path
+from experiments.tables import BACKBONE, Method, find_table, preset_path
 
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
@@ -286,7 +286,7 @@ class Compare(Settings):
     open: what the paper leaves open."""
     figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
     """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
-    on: BackboneName = "adi"
+    on: BackboneName = BACKBONE
     """The backbone of tables 2 and 3 and of the figures."""
     seeds: int = 5
     """Runs of each method, with seeds 0, 1 and so on."""
@@ -378,7 +378,7 @@ class Search(Settings):
     """The preset file to write, for --config; the trials are in a .db file beside it."""
     table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open")] = None
     """Search for each method of that table; --out is then a folder, for compare --configs."""
-    on: BackboneName = "adi"
+    on: BackboneName = BACKBONE
     """The backbone of tables 2 and 3."""
 
     def trained(self, config: Config) -> Sequence[Config]:
@@ -387,6 +387,12 @@ class Search(Settings):
             return (config,)
         methods = find_table(self.table, None, self.on, None).methods
         return [method.configure(config, config.train.seed) for method in methods]
+
+    def check(self, preset: Config) -> None:
+        """Raises `ConfigError` for a table's backbone without a table, too."""
+        if self.table is None and self.on != BACKBONE:
+            raise ConfigError(f"on is {self.on}, but there is no table; use --backbone instead")
+        super().check(preset)
 
     def run(self, console: Console) -> None:
         """Tries settings, pruning the hopeless, and writes the best."""
@@ -470,22 +476,27 @@ def parse(arguments: Sequence[str]) -> Verb:
     Raises `ConfigError` for values out of range, a name that is mistyped and a setting that
     nothing reads; shows help, and what else is amiss, and raises `SystemExit`.
     """
-    asked = [argument for argument in arguments if argument not in FREE]
-    trained: PresetName = "synthetic"
-    try:
-        verb = _parse(asked, trained, quiet=True)
-        own_data = isinstance(verb, Train) and verb.prepared is not None
-        trained = "best" if own_data else trained
-    except SystemExit:
-        check_names(arguments, VERBS)
-    verb = _parse(arguments, trained)
+    verb, trained = _foreseen(arguments)
+    if verb is None:
+        verb = _parse(arguments, trained)
     if isinstance(verb, Settings):
-        verb.check(_preset_of(arguments, _default_preset(verb, trained)))
+        default = trained if isinstance(verb, Train | Chaos) else "text"
+        verb.check(_preset_of(arguments, default))
     return verb
 
 
-def _default_preset(verb: Settings, trained: PresetName) -> PresetName:
-    return trained if isinstance(verb, Train | Chaos) else "text"
+def _foreseen(arguments: Sequence[str]) -> tuple[Verb | None, PresetName]:
+    """The verb, None where it has still to be made, and the preset of a training run that names
+    none: help must show the defaults of the call that it is asked for."""
+    asked = [argument for argument in arguments if argument not in FREE]
+    try:
+        verb = _parse(asked, "synthetic", quiet=True)
+    except SystemExit:
+        check_names(arguments, VERBS)
+        return None, "synthetic"
+    if isinstance(verb, Train) and verb.prepared is not None:
+        return None, "best"
+    return verb if asked == list(arguments) else None, "synthetic"
 
 
 def _parse(arguments: Sequence[str], trained: PresetName, quiet: bool = False) -> Verb:

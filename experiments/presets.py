@@ -76,8 +76,9 @@ def read_preset(path: Path) -> Config:
 
     Raises `ConfigError` naming the file and what is wrong with it.
     """
+    content = _content(path)
     try:
-        return Config.from_json(_content(path)["config"])
+        return Config.from_json(content["config"])
     except ConfigError as error:
         raise ConfigError(f"{path} is no preset file ({error})") from error
 

@@ -14,6 +14,9 @@ from d3jax.errors import ConfigError
 START_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """When loss adaptation starts in Figure 3, as a share of the run's steps; 1: never."""
 
+BACKBONE: BackboneName = "adi"
+"""The backbone of the tables and figures that have only one, unless another is named."""
+
 TITLES: dict[BackboneName, str] = {
     "plain": "MLP",
     "shared_bottom": "Shared-Bottom",
@@ -205,6 +208,8 @@ def find_table(
     """
     if (table is None) == (figure is None):
         raise ConfigError("give --table 1, 2, 3 or open, or --figure 3 or 4, and one of them only")
+    if table == 1 and backbone != BACKBONE:
+        raise ConfigError(f"on is {backbone}, but table 1 has all backbones; leave --on out")
     found = TABLES[table](backbone) if table else FIGURES[figure or 0](backbone)
     if base is None:
         return found

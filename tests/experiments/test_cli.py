@@ -157,6 +157,19 @@ def test_a_flag_that_does_nothing_is_refused_by_name_with_what_would_make_it_wor
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("search data --on star", "on is star, but there is no table; use --backbone instead"),
+        ("compare data --table 1 --on star", "on is star, but table 1 has all backbones; leave"),
+    ],
+)
+def test_the_backbone_of_a_table_is_refused_where_it_does_nothing(
+    arguments: str, message: str, capsys: Refused
+) -> None:
+    assert message in refusal(arguments.split(), capsys)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         "train data --preset best --backbone star",

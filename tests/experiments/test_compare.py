@@ -229,7 +229,7 @@ def test_a_methods_own_preset_replaces_the_flags(tmp_path: Path) -> None:
     assert (mlp.model.embedding_dropout, bottom.model.embedding_dropout) == (0.25, 0.0)
     assert (mlp.model.backbone, mlp.model.head, mlp.train.seed) == ("plain", "own", 4)
     (tmp_path / "mlp.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"mlp.json is no preset file \('config'\)"):
+    with pytest.raises(ConfigError, match=r"mlp.json is no preset file \(it has no config\)"):
         plan.config_of(MLP, 0)
 
 
