@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from d3jax.errors import DataError
+from d3jax.typed import from_json
 
 UNKNOWN = 0
 """The id, in every field, of a value that training never saw or saw too rarely."""
 
 EMPTY = -1
 """The id of an unused slot of a multi-valued field; it takes no part in the mean."""
+
+
+Kind = Literal["integer", "decimal", "boolean", "text"]
+"""What the values of a field are, which fixes how they are spelt (`d3jax.data.encoding`)."""
 
 
 class Batch(NamedTuple):
@@ -43,7 +47,7 @@ class Field:
     name: str
     size: int
     slots: int = 1
-    kind: str = "text"
+    kind: Kind = "text"
     fingerprint: str = ""
 
 
@@ -186,10 +190,9 @@ class Schema:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Schema:
-        """The inverse of `to_json`."""
-        fields = tuple(Field(**field) for field in value["fields"])
-        return cls(**{**value, "fields": fields, "scenarios": tuple(value["scenarios"])})
+    def from_json(cls, value: Any) -> Schema:
+        """The inverse of `to_json`; raises `DataError` naming what it doesn't know or expect."""
+        return from_json(cls, value, "schema", DataError)
 
 
 def _differences(ours: Field, theirs: Field) -> list[str]:

@@ -11,12 +11,6 @@ def within(name: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{name} is {value}; it must be between {low:g} and {high:g}")
 
 
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises `ConfigError` unless `value` is one of the choices."""
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
 def widths(name: str, values: tuple[int, ...], *, empty: bool = True) -> None:
     """Raises `ConfigError` unless every layer width is positive, and there is one if asked."""
     if not values and not empty:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from d3jax.checks import one_of, widths, within
+from d3jax.checks import widths, within
 from d3jax.errors import ConfigError
 from d3jax.options import (
     AdaptDHMOptions,
@@ -27,6 +27,7 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
+from d3jax.typed import check_types, from_json
 
 BackboneName = Literal[
     "plain",
@@ -86,10 +87,7 @@ class ModelConfig:
     """Hidden widths of each scenario's tower."""
 
     def __post_init__(self) -> None:
-        one_of("backbone", self.backbone, get_args(BackboneName))
-        one_of("head", self.head, get_args(HeadName))
-        one_of("embedding_init", self.embedding_init, get_args(EmbeddingInit))
-        one_of("table_layout", self.table_layout, get_args(TableLayout))
+        check_types(self)
         within("embedding_dim", self.embedding_dim, 1, 4096)
         within("embedding_scale", self.embedding_scale, 1e-8, 10)
         within("embedding_dropout", self.embedding_dropout, 0, 0.99)
@@ -139,15 +137,9 @@ class D3Config:
     """Stop the gradient from the generator into attention and embeddings."""
 
     def __post_init__(self) -> None:
-        one_of("parts", self.parts, get_args(Part))
-        one_of("form", self.form, get_args(D3Form))
-        one_of("precision", self.precision, get_args(Precision))
+        check_types(self)
         if self.precision == "bf16" and self.form == "official":
             raise ConfigError("the official form is float32 throughout; use --form text for bf16")
-        one_of("attention_value", self.attention_value, get_args(ValueForm))
-        one_of("gate_input", self.gate_input, get_args(GateInput))
-        one_of("kernel_fusion", self.kernel_fusion, get_args(KernelFusion))
-        one_of("bias_fusion", self.bias_fusion, get_args(BiasFusion))
         within("field_hidden", self.field_hidden, 1, 65536)
         within("generator_rank", self.generator_rank, 0, 65536)
         within("width", self.width, 0, 65536)
@@ -188,7 +180,7 @@ class BalanceConfig:
     """Divide the loss by the sum of the weights instead of the number of rows."""
 
     def __post_init__(self) -> None:
-        one_of("entropy", self.entropy, get_args(BalanceEntropy))
+        check_types(self)
         within("start_ratio", self.start_ratio, 0, 1)
         for name in ("complexity", "specificity"):
             shift, scale = self._weights(name)
@@ -234,8 +226,7 @@ class AdapterConfig:
     """Kernel whose gradients gradnorm compares, such as bottom.1.kernel; empty: the last shared."""
 
     def __post_init__(self) -> None:
-        one_of("adapter", self.adapter, get_args(AdapterName))
-        one_of("aggregation", self.aggregation, get_args(Aggregation))
+        check_types(self)
         within("period_steps", self.period_steps, 0, 2**31 - 1)
         within("temperature", self.temperature, 1e-3, 1e6)
         within("kpi_smoothing", self.kpi_smoothing, 0, 1)
@@ -271,7 +262,7 @@ class OptimizerConfig:
     """Let lazy_adamw make the moves a row missed, so that it agrees with dense AdamW."""
 
     def __post_init__(self) -> None:
-        one_of("embedding_update", self.embedding_update, get_args(TableUpdateName))
+        check_types(self)
         if self.embedding_catch_up and self.embedding_update != "lazy_adamw":
             raise ConfigError(
                 "embedding_catch_up is what lazy_adamw can do; use --embedding-update lazy_adamw"
@@ -320,7 +311,7 @@ class TrainConfig:
     the same bits."""
 
     def __post_init__(self) -> None:
-        one_of("monitor", self.monitor, get_args(Monitor))
+        check_types(self)
         if self.monitor_scenario and self.monitor not in ("logloss", "auc"):
             raise ConfigError(
                 f"monitor {self.monitor} is of all scenarios, not of {self.monitor_scenario!r}; "
@@ -334,7 +325,6 @@ class TrainConfig:
         within("checkpoint_every", self.checkpoint_every, 1, 2**31)
         within("log_every", self.log_every, 1, 2**31)
         within("window_rows", self.window_rows, 0, 2**32)
-        one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonFinite))
         within("slices", self.slices, 1, 2**20)
         within("workers", self.workers, 0, 256)
 
@@ -361,6 +351,9 @@ class Config:
     adaptdhm: AdaptDHMOptions = field(default_factory=AdaptDHMOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
     @property
     def has_balance(self) -> bool:
         """Whether the loss weighs rows as D3 does (Eq. 15-19)."""
@@ -371,20 +364,12 @@ class Config:
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Config:
-        """The inverse of `to_json`; raises `ConfigError` naming a key that it doesn't know."""
-        parts = {name: type(part) for name, part in vars(cls()).items()}
-        return cls(**{name: _from_json(part, value, name) for name, part in parts.items()})
+    def from_json(cls, value: Any) -> Config:
+        """The inverse of `to_json`; a setting that is left out has its default.
 
-
-def _from_json(part: type, value: Mapping[str, Any], name: str) -> Any:
-    known = {field.name for field in fields(part)}
-    section = dict(value.get(name, {}))
-    if unknown := sorted(section.keys() - known):
-        raise ConfigError(
-            f"{name}.{unknown[0]} is no setting of this d3jax; it knows {', '.join(sorted(known))}"
-        )
-    return part(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
+        Raises `ConfigError` naming a setting that is unknown, of the wrong type or out of range.
+        """
+        return from_json(cls, value)
 
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:

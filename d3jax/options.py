@@ -6,9 +6,10 @@ The defaults are the original papers'; what a field changes is said beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from d3jax.checks import one_of, widths, within
+from d3jax.checks import widths, within
+from d3jax.typed import check_types
 
 D3Place = Literal["site", "head"]
 Excitation = Literal["linear", "sigmoid", "2sigmoid"]
@@ -35,6 +36,7 @@ class MMoEOptions:
     """One gate for all scenarios instead of one each."""
 
     def __post_init__(self) -> None:
+        check_types(self, "mmoe.")
         within("mmoe.experts", self.experts, 1, 4096)
         widths("mmoe.layers", self.layers, empty=False)
 
@@ -61,13 +63,13 @@ class M2MOptions:
     """D3 generates each meta unit (site), or stands after a plain attention as the head."""
 
     def __post_init__(self) -> None:
+        check_types(self, "m2m.")
         within("m2m.experts", self.experts, 1, 4096)
         within("m2m.width", self.width, 1, 4096)
         within("m2m.knowledge", self.knowledge, 1, 4096)
         within("m2m.meta_layers", self.meta_layers, 1, 4096)
         within("m2m.tower_blocks", self.tower_blocks, 1, 4096)
         widths("m2m.layers", self.layers)
-        one_of("m2m.d3_place", self.d3_place, get_args(D3Place))
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,11 @@ class ADIOptions:
     """With D3 or another generator, keep the scenario's forward network on top of its layer."""
 
     def __post_init__(self) -> None:
-        one_of("adi.excitation", self.excitation, get_args(Excitation))
-        one_of("adi.norm", self.norm, get_args(NormPlace))
+        check_types(self, "adi.")
         widths("adi.layers", self.layers, empty=False)
         within("adi.shared_networks", self.shared_networks, 1, 4096)
-        one_of("adi.mixture", self.mixture, get_args(Mixture))
         within("adi.forward_width", self.forward_width, 1, 4096)
-        one_of("adi.forward", self.forward, get_args(Forward))
         widths("adi.head_layers", self.head_layers)
-        one_of("adi.d3_reads", self.d3_reads, get_args(Reads))
 
 
 @dataclass(frozen=True)
@@ -125,10 +123,9 @@ class STAROptions:
     """With D3, a factor on the gated product; 4 makes an even gate neutral."""
 
     def __post_init__(self) -> None:
+        check_types(self, "star.")
         widths("star.layers", self.layers)
         widths("star.auxiliary", self.auxiliary)
-        one_of("star.scenario_init", self.scenario_init, get_args(ScenarioInit))
-        one_of("star.gate_depth", self.gate_depth, get_args(GateDepth))
         within("star.gate_scale", self.gate_scale, 0, 1000)
 
 
@@ -153,12 +150,11 @@ class SARNetOptions:
     star-shaped scenario transform (Eq. 13), which then replaces the plain one."""
 
     def __post_init__(self) -> None:
+        check_types(self, "sar_net.")
         within("sar_net.shared_experts", self.shared_experts, 1, 4096)
         within("sar_net.own_experts", self.own_experts, 1, 4096)
         within("sar_net.width", self.width, 1, 4096)
-        one_of("sar_net.expert", self.expert, get_args(Expert))
         widths("sar_net.layers", self.layers)
-        one_of("sar_net.d3_place", self.d3_place, get_args(GatePlace))
 
 
 @dataclass(frozen=True)
@@ -175,6 +171,7 @@ class PLEOptions:
     """Widths of an expert."""
 
     def __post_init__(self) -> None:
+        check_types(self, "ple.")
         within("ple.levels", self.levels, 1, 4096)
         within("ple.own_experts", self.own_experts, 1, 4096)
         within("ple.shared_experts", self.shared_experts, 1, 4096)
@@ -201,8 +198,8 @@ class AdaSparseOptions:
     """Where the steepness stops growing."""
 
     def __post_init__(self) -> None:
+        check_types(self, "adasparse.")
         widths("adasparse.layers", self.layers, empty=False)
-        one_of("adasparse.form", self.form, get_args(Pruning))
         within("adasparse.scale", self.scale, 0, 1000)
         within("adasparse.threshold", self.threshold, 0, 1000)
         within("adasparse.sharpness", self.sharpness, 0, 1000)
@@ -228,6 +225,7 @@ class HAMUROptions:
     """One pair of low-rank factors for all scenarios, as in the authors' code."""
 
     def __post_init__(self) -> None:
+        check_types(self, "hamur.")
         widths("hamur.layers", self.layers, empty=False)
         within("hamur.adapters", self.adapters, 0, 4096)
         within("hamur.adapter_width", self.adapter_width, 1, 4096)
@@ -249,6 +247,7 @@ class M3oEOptions:
     """Widths of an expert."""
 
     def __post_init__(self) -> None:
+        check_types(self, "m3oe.")
         within("m3oe.star_width", self.star_width, 1, 4096)
         within("m3oe.width", self.width, 1, 4096)
         within("m3oe.experts", self.experts, 1, 4096)
@@ -271,6 +270,7 @@ class AdaptDHMOptions:
     """Factor on the cosines before the softmax; at 1 the centres drift into one."""
 
     def __post_init__(self) -> None:
+        check_types(self, "adaptdhm.")
         within("adaptdhm.clusters", self.clusters, 1, 4096)
         widths("adaptdhm.layers", self.layers, empty=False)
         within("adaptdhm.rounds", self.rounds, 1, 4096)
@@ -288,4 +288,5 @@ class PEPNetOptions:
     """Gate the embeddings alone, by the scenario; user and item then gate nothing."""
 
     def __post_init__(self) -> None:
+        check_types(self, "pepnet.")
         widths("pepnet.layers", self.layers, empty=False)

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from d3jax.batch import Field, Schema
 from d3jax.data.encoder import FieldCode
 from d3jax.errors import DataError
+from d3jax.typed import from_json, parse_json
 from data_pipelines.checksums import data_fingerprint
 
 FORMAT_VERSION = 2
@@ -108,7 +109,7 @@ def field_codes(
     return tuple(
         FieldCode(
             name=each.name,
-            kind=each.kind,  # type: ignore[arg-type]
+            kind=each.kind,
             values=_numbered_values(directory, each),
             separator=separators.get(each.name),
             edges=tuple(edges[each.name]) if each.name in edges else None,
@@ -144,16 +145,25 @@ def read_schema(directory: Path) -> Prepared:
     """
     path = _existing(directory / "schema.json")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         version = content["format_version"]
         if version == FORMAT_VERSION:
             schema = Schema.from_json(content["schema"])
-            return Prepared(directory, schema, dict(content["provenance"]))
-    except (KeyError, TypeError, ValueError, DataError) as error:
+            return Prepared(directory, schema, _provenance(content["provenance"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error!r}); {_AGAIN}") from error
+    except DataError as error:
+        raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
     raise DataError(
         f"{path} has format_version {version}; this d3jax reads {FORMAT_VERSION}; {_AGAIN}"
     )
+
+
+def _provenance(value: Any) -> dict[str, Any]:
+    """How the data was prepared; of its values, the rows of each split are counted on."""
+    provenance = from_json(dict[str, Any], value, "provenance", DataError)
+    from_json(dict[str, int], provenance.get("rows", {}), "provenance.rows", DataError)
+    return provenance
 
 
 def open_prepared(directory: Path) -> Prepared:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d3jax.batch import UNKNOWN, Field
+from d3jax.batch import UNKNOWN, Field, Kind
 from d3jax.data.encoder import LIST, FieldCode
 from d3jax.data.encoding import KindOf, bucket_of, hash_ids, parse_numbers, spell
 from d3jax.errors import DataError
@@ -118,12 +118,12 @@ def as_column(raw: pa.StringArray, as_lists: bool) -> pa.Array:
     return pc.split_pattern(raw, LIST) if as_lists else raw
 
 
-def _spelt(stage: Stage, column: str, origin: FieldSource, kind: str) -> Iterator[pa.RecordBatch]:
+def _spelt(stage: Stage, column: str, origin: FieldSource, kind: Kind) -> Iterator[pa.RecordBatch]:
     """The spelt values of each distinct text, each once, with the text's count and clicks; null
     for a text without a value."""
     for batch in stage.batches(f"texts_{column}"):
         places, texts = _single_values(batch.column("raw"), origin)
-        coded = spell(texts, kind).dictionary_encode()  # type: ignore[arg-type]
+        coded = spell(texts, kind).dictionary_encode()
         codes = pc.fill_null(coded.indices, -1).to_numpy()
         pairs = np.unique(np.stack([places, codes], axis=1), axis=0)
         pairs = pairs[pairs[:, 1] >= 0]

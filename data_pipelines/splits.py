@@ -15,7 +15,6 @@ from ibis.expr.types import StringValue
 from d3jax.errors import ConfigError
 from data_pipelines.source import PrepareConfig, Source
 
-
 _WHOLE = r"^(-?[1-9][0-9]*|0)\.0*$"
 
 

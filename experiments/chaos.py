@@ -94,7 +94,7 @@ def _lay_out(plan: Plan, console: Console) -> Path:
     if plan.out.exists():
         raise ConfigError(f"{plan.out} exists; choose another --out")
     plan.out.mkdir(parents=True)
-    settings = json.dumps({"config": plan.config.to_json()}, indent=2)
+    settings = json.dumps({"kills": plan.kills, "config": plan.config.to_json()}, indent=2)
     (plan.out / "settings.json").write_text(settings + "\n", encoding="utf-8")
     console.print(f"everything goes to {plan.out}")
     if plan.data is not None:

@@ -11,8 +11,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import tyro
 from rich.console import Console
@@ -41,13 +42,16 @@ from d3jax.options import (
     SARNetOptions,
     STAROptions,
 )
+from d3jax.reads import idle, refuse_idle
 from data_pipelines.format import Format
 from experiments.allocator import keep_freed_memory
 from experiments.compile_cache import use_compile_cache
 from experiments.distributed import Processes, together
 from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
-from experiments.presets import PRESETS, read_preset
+from experiments.presets import PRESETS, read_preset, written_by_hand
 from experiments.sources import Preparation
+from experiments.suggestions import FREE, check_names
+from experiments.tables import BACKBONE, Method, find_table, preset_path
 
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
@@ -99,6 +103,20 @@ class Settings:
     def chosen(self) -> Config:
         """The configuration: the preset with the flags' changes."""
         return Config(**{section: vars(self)[section] for section in vars(Config())})
+
+    def trained(self, config: Config) -> Sequence[Config]:
+        """The configurations that the verb trains when this one is chosen."""
+        return (config,)
+
+    def check(self, preset: Config) -> None:
+        """Raises `ConfigError` for a flag, or a setting in a file by hand, that nothing reads."""
+        config = self.chosen()
+        refuse_idle(config, idle(config, preset, self.trained))
+        if self.config is not None and written_by_hand(self.config):
+            found = idle(preset, Config(), self.trained)
+            still = idle(config, Config(), self.trained).keys() & found.keys()
+            left = {name: cure for name, cure in found.items() if name in still}
+            refuse_idle(preset, left, f"{self.config}: ")
 
 
 @dataclass(frozen=True)
@@ -279,7 +297,7 @@ class Compare(Settings):
     open: what the paper leaves open."""
     figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
     """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
-    on: BackboneName = "adi"
+    on: BackboneName = BACKBONE
     """The backbone of tables 2 and 3 and of the figures."""
     seeds: int = 5
     """Runs of each method, with seeds 0, 1 and so on."""
@@ -292,10 +310,32 @@ class Compare(Settings):
     keep: bool = False
     """Keep the checkpoints of finished cells, to inspect them."""
 
+    def trained(self, config: Config) -> Sequence[Config]:
+        """The methods of the table that have no preset of their own."""
+        shared = [each for each, path in self._methods() if path is None]
+        return [method.configure(config, 0) for method in shared]
+
+    def check(self, preset: Config) -> None:
+        """Raises `ConfigError` for a setting of a method's preset by hand, too."""
+        super().check(preset)
+        for path in {path for _, path in self._methods() if path is not None}:
+            if written_by_hand(path):
+                given = read_preset(path)
+                refuse_idle(given, idle(given, Config(), partial(self._take, path)), f"{path}: ")
+
+    def _take(self, path: Path, config: Config) -> Sequence[Config]:
+        """The methods whose preset the file is, with this one instead."""
+        takers = [method for method, its in self._methods() if its == path]
+        return [method.configure(config, 0) for method in takers]
+
+    def _methods(self) -> list[tuple[Method, Path | None]]:
+        """Each method with the file of its preset."""
+        table = find_table(self.table, self.figure, self.on, self.base)
+        return [(method, preset_path(self.configs, method)) for method in table.methods]
+
     def run(self, console: Console) -> None:
         """Trains what is missing and prints the table."""
         from experiments.compare import Plan, compare
-        from experiments.tables import find_table
 
         plan = Plan(
             table=find_table(self.table, self.figure, self.on, self.base),
@@ -349,8 +389,21 @@ class Search(Settings):
     """The preset file to write, for --config; the trials are in a .db file beside it."""
     table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open")] = None
     """Search for each method of that table; --out is then a folder, for compare --configs."""
-    on: BackboneName = "adi"
+    on: BackboneName = BACKBONE
     """The backbone of tables 2 and 3."""
+
+    def trained(self, config: Config) -> Sequence[Config]:
+        """The methods of the table, if there is one."""
+        if self.table is None:
+            return (config,)
+        methods = find_table(self.table, None, self.on, None).methods
+        return [method.configure(config, config.train.seed) for method in methods]
+
+    def check(self, preset: Config) -> None:
+        """Raises `ConfigError` for a table's backbone without a table, too."""
+        if self.table is None and self.on != BACKBONE:
+            raise ConfigError(f"on is {self.on}, but there is no table; use --backbone instead")
+        super().check(preset)
 
     def run(self, console: Console) -> None:
         """Tries settings, pruning the hopeless, and writes the best."""
@@ -360,8 +413,6 @@ class Search(Settings):
             raise ConfigError(
                 f"d3jax search needs {error.name}; install it: pip install 'd3jax[search]'"
             ) from error
-
-        from experiments.tables import find_table
 
         plan = search.Search(self.chosen(), self.space, self.trials, self.seeds, self.out)
         if self.table is None:
@@ -404,6 +455,7 @@ Verb = (
     | Search
     | Chaos
 )
+VERBS: dict[str, type] = {verb.__name__.lower(): verb for verb in get_args(Verb)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -430,13 +482,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Verb:
-    """The verb that the arguments ask for. Raises `ConfigError` for values out of range."""
-    verb = _parse(arguments, "synthetic")
-    own_data = isinstance(verb, Train) and verb.prepared is not None
-    return _parse(arguments, "best") if own_data else verb
+    """The verb that the arguments ask for.
+
+    Raises `ConfigError` for values out of range, a name that is mistyped and a setting that
+    nothing reads; shows help, and what else is amiss, and raises `SystemExit`.
+    """
+    verb, trained = _foreseen(arguments)
+    if verb is None:
+        verb = _parse(arguments, trained)
+    if isinstance(verb, Settings):
+        default = trained if isinstance(verb, Train | Chaos) else "text"
+        verb.check(_preset_of(arguments, default))
+    return verb
 
 
-def _parse(arguments: Sequence[str], trained: PresetName) -> Verb:
+def _foreseen(arguments: Sequence[str]) -> tuple[Verb | None, PresetName]:
+    """The verb, None where it has still to be made, and the preset of a training run that names
+    none: help must show the defaults of the call that it is asked for."""
+    asked = [argument for argument in arguments if argument not in FREE]
+    try:
+        verb = _parse(asked, "synthetic", quiet=True)
+    except SystemExit:
+        check_names(arguments, VERBS)
+        return None, "synthetic"
+    if isinstance(verb, Train) and verb.prepared is not None:
+        return None, "best"
+    return verb if asked == list(arguments) else None, "synthetic"
+
+
+def _parse(arguments: Sequence[str], trained: PresetName, quiet: bool = False) -> Verb:
     """`trained` is the preset of a training run that names none."""
     subcommand = tyro.conf.subcommand
     train = subcommand("train", default=Train(**vars(_preset_of(arguments, trained))))
@@ -457,7 +531,13 @@ def _parse(arguments: Sequence[str], trained: PresetName) -> Verb:
         | Annotated[Search, search]
         | Annotated[Chaos, chaos]
     )
-    return tyro.cli(cast(Any, verbs), prog="d3jax", description=_ABOUT, args=arguments)
+    return tyro.cli(
+        cast(Any, verbs),
+        prog="d3jax",
+        description=_ABOUT,
+        args=arguments,
+        console_outputs=not quiet,
+    )
 
 
 def _preset_of(arguments: Sequence[str], default: PresetName) -> Config:

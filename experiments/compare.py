@@ -31,7 +31,7 @@ from experiments.comparison_html import html
 from experiments.comparison_report import Comparison, markdown, terminal_table, write_csv
 from experiments.presets import read_preset
 from experiments.run import Run, create_run
-from experiments.tables import Method, Table
+from experiments.tables import Method, Table, preset_path
 from experiments.train import stop_signals
 
 FILE_WIDTH = 120
@@ -77,10 +77,8 @@ class Plan:
 
     def config_of(self, method: Method, seed: int) -> Config:
         """The configuration of one cell; raises `ConfigError` for a preset of another model."""
-        name = method.preset or method.slug
-        path = self.configs / f"{name}.json" if self.configs else None
-        base = read_preset(path) if path is not None and path.is_file() else self.config
-        return method.configure(base, seed)
+        path = preset_path(self.configs, method)
+        return method.configure(self.config if path is None else read_preset(path), seed)
 
 
 def compare(data: Path, plan: Plan, console: Console) -> Comparison:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from d3jax.config import (
     BalanceConfig,
@@ -14,6 +14,7 @@ from d3jax.config import (
     TrainConfig,
 )
 from d3jax.errors import ConfigError
+from d3jax.typed import parse_json
 
 SYNTHETIC = Config(
     model=ModelConfig(
@@ -75,9 +76,28 @@ def read_preset(path: Path) -> Config:
 
     Raises `ConfigError` naming the file and what is wrong with it.
     """
+    content = _content(path)
     try:
-        return Config.from_json(json.loads(path.read_text(encoding="utf-8"))["config"])
+        return Config.from_json(content["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no preset file ({error})") from error
+
+
+def written_by_hand(path: Path) -> bool:
+    """Whether a preset file holds settings alone; what d3jax writes tells more beside them.
+
+    Only of a file by hand is every setting there on purpose. Raises what `read_preset` does.
+    """
+    return _content(path).keys() == {"config"}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"can't read {path} ({error.strerror}); give a preset file") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is no preset file ({error})") from error
+    if not isinstance(content, dict) or "config" not in content:
+        raise ConfigError(f"{path} is no preset file (it has no config)")
+    return content

@@ -17,14 +17,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from d3jax.batch import Schema
+from d3jax.checks import within
 from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, DataError
 from d3jax.training.checkpoint import Checkpoints
+from d3jax.typed import LARGEST, from_json, parse_json
 from data_pipelines.columns import Prepared, open_prepared, read_schema
 
 RUN_VERSION = 3
@@ -105,6 +107,20 @@ class Run:
         draft.replace(path)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What config.json holds: with which settings a run was begun, and on which data."""
+
+    run_version: int
+    data: str
+    data_fingerprint: str
+    training_rows: int
+    config: Config
+
+    def __post_init__(self) -> None:
+        within("training_rows", self.training_rows, 1, LARGEST)
+
+
 def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: bool) -> Run:
     """A new run directory for training on `prepared`; raises what `check_free` raises."""
     check_free(directory, overwrite)
@@ -127,14 +143,8 @@ def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: b
 
 def save_settings(run: Run) -> None:
     """Writes config.json."""
-    settings = {
-        "run_version": RUN_VERSION,
-        "data": str(run.data),
-        "data_fingerprint": run.fingerprint,
-        "training_rows": run.training_rows,
-        "config": run.config.to_json(),
-    }
-    run.write_json("config.json", settings)
+    begun = Begun(RUN_VERSION, str(run.data), run.fingerprint, run.training_rows, run.config)
+    run.write_json("config.json", asdict(begun))
 
 
 def check_free(directory: Path, overwrite: bool) -> None:
@@ -156,18 +166,22 @@ def open_run(directory: Path) -> Run:
     if not path.is_file():
         raise CheckpointError(f"{directory} is no run: {path} is missing; give a run's directory")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        version, data = settings["run_version"], Path(settings["data"])
-        if version != RUN_VERSION:
+        content = parse_json(path.read_text(encoding="utf-8"))
+        version = content.get("run_version") if isinstance(content, dict) else None
+        if type(version) is int and version != RUN_VERSION:
             raise CheckpointError(
                 f"{path} has version {version}; this d3jax reads {RUN_VERSION}; prepare the data "
                 "and train again, or use the d3jax that wrote it"
             )
-        fingerprint, rows = str(settings["data_fingerprint"]), int(settings["training_rows"])
-        config = Config.from_json(settings["config"])
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        begun = from_json(Begun, content)
+    except OSError as error:
+        raise CheckpointError(f"can't read {path} ({error.strerror}); allow it") from error
+    except (ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); start the run again") from error
-    return Run(directory, config, read_schema(directory), data, fingerprint, rows)
+    described, data = read_schema(directory), Path(begun.data)
+    return Run(
+        directory, begun.config, described, data, begun.data_fingerprint, begun.training_rows
+    )
 
 
 def fresh_directory(parent: Path, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from d3jax.config import AdapterName, BackboneName, Config, HeadName, Part
@@ -12,6 +13,9 @@ from d3jax.errors import ConfigError
 
 START_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """When loss adaptation starts in Figure 3, as a share of the run's steps; 1: never."""
+
+BACKBONE: BackboneName = "adi"
+"""The backbone of the tables and figures that have only one, unless another is named."""
 
 TITLES: dict[BackboneName, str] = {
     "plain": "MLP",
@@ -77,6 +81,12 @@ class Method:
             adapter=replace(config.adapter, adapter=self.adapter),
             train=replace(config.train, seed=seed),
         )
+
+
+def preset_path(configs: Path | None, method: Method) -> Path | None:
+    """The preset file that a method takes instead of what all share; None where it has none."""
+    path = configs / f"{method.preset or method.slug}.json" if configs else None
+    return path if path is not None and path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -198,6 +208,8 @@ def find_table(
     """
     if (table is None) == (figure is None):
         raise ConfigError("give --table 1, 2, 3 or open, or --figure 3 or 4, and one of them only")
+    if table == 1 and backbone != BACKBONE:
+        raise ConfigError(f"on is {backbone}, but table 1 has all backbones; leave --on out")
     found = TABLES[table](backbone) if table else FIGURES[figure or 0](backbone)
     if base is None:
         return found

@@ -175,7 +175,7 @@ def newest_state(
     restored = checkpoints.restore(trainer.abstract)
     for message in restored.damaged:
         console.print(f"[bold red]damaged:[/] {escape(message)}", soft_wrap=True)
-    return restored.state, Progress(**restored.progress)
+    return restored.state, Progress.from_json(restored.progress)
 
 
 def best_state(

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from d3jax.training.distributed import gather_bytes
 from experiments.exits import FAILED
+from experiments.lines import greet, open_server, receive
 
 GRACE = 3.0
 """Seconds for a process to print an error of its own, when another says that it has one."""
@@ -33,7 +34,8 @@ class Watch:
 
     A last word is "done 1" or "failing 1" from process 1 itself; process 0 passes it on, or
     "ended 1" when the line broke without one. `hosts` are names under which the others may reach
-    process 0. Where none works, as behind a firewall, JAX's heartbeat is all there is.
+    process 0, which listens under the first that is its own. Where none works, as behind a
+    firewall, JAX's heartbeat is all there is.
     """
 
     def __init__(self, console: Console, hosts: Sequence[str]) -> None:
@@ -65,42 +67,29 @@ class Watch:
             listener.join(max(0.0, until - time.monotonic()))
 
     def _serve(self, hosts: Sequence[str]) -> None:
-        server = socket.create_server(("", 0))
-        token = secrets.token_hex(16)
-        accepting = threading.Thread(target=self._accept, args=(server, token), daemon=True)
-        accepting.start()
-        gather_bytes("\n".join((token, str(server.getsockname()[1]), *hosts)).encode())
-        accepting.join()
-
-    def _accept(self, server: socket.socket, token: str) -> None:
-        """Takes the lines of the others, known by a token from strangers."""
-        until = time.monotonic() + CONNECT
+        server = open_server(hosts)
+        if server is None:
+            gather_bytes(b"")
+            return
         with server:
-            while len(self._lines) < self._others and time.monotonic() < until:
-                server.settimeout(max(0.0, until - time.monotonic()))
-                try:
-                    line, _ = server.accept()
-                    line.settimeout(CONNECT)
-                    words = line.makefile("r", encoding="utf-8")
-                    said = words.readline().split()
-                except (OSError, UnicodeDecodeError):
-                    continue
-                if said[:1] == [token]:
-                    self._follow(int(said[1]), line, words)
+            token = secrets.token_hex(16)
+            address, port = server.getsockname()[:2]
+            gather_bytes("\n".join((token, str(port), address, *hosts)).encode())
+            lines = receive(server, token, range(1, self._others + 1), CONNECT)
+        for process, line in lines.items():
+            self._follow(process, line)
 
     def _connect(self) -> None:
-        token, port, *hosts = gather_bytes(b"")[0].decode().split("\n")
-        for host in hosts:
-            try:
-                line = socket.create_connection((host, int(port)), timeout=CONNECT / 2)
-            except OSError:
-                continue
-            line.sendall(f"{token} {self._process}\n".encode())
-            return self._follow(0, line, line.makefile("r", encoding="utf-8"))
+        told = gather_bytes(b"")[0].decode()
+        if told:
+            token, port, *hosts = told.split("\n")
+            line = greet(hosts, int(port), token, self._process, CONNECT)
+            if line is not None:
+                self._follow(0, line)
 
-    def _follow(self, process: int, line: socket.socket, words: TextIO) -> None:
-        line.settimeout(None)
+    def _follow(self, process: int, line: socket.socket) -> None:
         self._lines[process] = line
+        words = line.makefile("r", encoding="utf-8")
         listener = threading.Thread(target=self._listen, args=(process, words), daemon=True)
         self._listeners.append(listener)
         listener.start()

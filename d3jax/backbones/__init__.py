@@ -26,13 +26,11 @@ from d3jax.heads import d3, d3_generator, dense_head, generated, towers
 from d3jax.meta import meta_generator
 from d3jax.official import d3_official
 from d3jax.pepnet import pepnet
+from d3jax.reads import GATED, generates_inside
 
 META_KNOWLEDGE, WIDE = 64, 128
 """Sizes of M2M's generator where it takes D3's place, and the width of the layer that D3, M2M-WG
 and PEPNet-WG make from whole embeddings (Jia et al., 2024, Table 2)."""
-
-GATED = ("star", "sar_net")
-"""Backbones without a tower or layer to generate: D3 adds its gate and loss weight to them."""
 
 
 def build_head(
@@ -186,5 +184,4 @@ def refusal(schema: Schema, config: Config) -> str | None:
 
 def _takes_generator(config: Config) -> bool:
     """Whether D3 goes inside the backbone instead of on top of it."""
-    sites = config.model.backbone == "m2m" and config.m2m.d3_place == "site"
-    return sites or config.model.backbone in GATED
+    return generates_inside(config) or config.model.backbone in GATED

@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d3jax.batch import EMPTY, UNKNOWN, Schema
+from d3jax.batch import EMPTY, UNKNOWN, Kind, Schema
 from d3jax.data.encoding import (
-    Kind,
     bucket_of,
     hash_ids,
     kind_of,

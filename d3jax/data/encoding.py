@@ -11,16 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d3jax.batch import UNKNOWN
+from d3jax.batch import UNKNOWN, Kind
 from d3jax.errors import DataError
-
-Kind = Literal["integer", "decimal", "boolean", "text"]
 
 NUMBER = r"[-+]?(?:[0-9]{1,200}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
 """A decimal number that a float64 holds, leading zeros allowed; a regular expression that Arrow,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, TrainConfig
-from d3jax.errors import ConfigError, Preempted, TrainingError
+from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from d3jax.model import build_model
 from d3jax.parameters import named_leaves
 from d3jax.training.adapters import dtp, dwa, equal
@@ -45,6 +45,7 @@ from d3jax.training.step import (
     make_train_step,
     state_specs,
 )
+from d3jax.typed import from_json
 
 
 def _by_position(step: int, row: int) -> str:
@@ -108,6 +109,11 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         """Plain values, exact for floats."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Progress:
+        """The inverse of `to_json`; raises `CheckpointError` naming what it didn't write."""
+        return from_json(cls, value, "progress", CheckpointError)
 
 
 class Trainer(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.cli import main
 
-SMALL = [
+SMALL_PLAIN = [
     "--embedding-dim",
     "4",
     "--embedding-dropout",
@@ -19,6 +19,11 @@ SMALL = [
     "--bottom-layers",
     "8",
     "6",
+]
+"""Flags of a plain model without D3."""
+
+SMALL = [
+    *SMALL_PLAIN,
     "--field-hidden",
     "3",
     "--width",

@@ -13,7 +13,7 @@ import pytest
 
 from d3jax import config, options
 from experiments.cli import main, parse
-from experiments.presets import BEST
+from experiments.presets import BEST, PRESETS
 
 Refused = pytest.CaptureFixture[str]
 
@@ -73,6 +73,145 @@ def test_help_of_train_explains_every_setting(
         if not re.search(f"{name.replace('_', '-')}.{{0,150}}?{re.escape(text)}", shown)
     ]
     assert missing == []
+
+
+DEFAULTS = {
+    "synthetic": [[], ["--out", "x"], ["--preset", "synthetic"], ["data", "--preset=synthetic"]],
+    "best": [["data"], ["--out", "x", "data", "--epochs", "3"]],
+    "official": [["data", "--preset", "official"], ["--preset=official"]],
+    "text": [["data", "--preset", "text"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "preset"),
+    [(each, name) for name, calls in DEFAULTS.items() for each in calls],
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_train_shows_the_defaults_that_the_call_would_have(
+    arguments: list[str], preset: str, flag: str, capsys: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["train", *arguments, flag])
+    shown = re.sub(r"[│╭╮╰╯─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
+    shown = " ".join(shown.split())
+    expected = PRESETS[preset]
+    for name, value in {
+        "generator-rank": expected.d3.generator_rank,
+        "field-hidden": expected.d3.field_hidden,
+        "batch-size": expected.train.batch_size,
+        "form": expected.d3.form,
+        "weight-decay": expected.optimizer.weight_decay,
+    }.items():
+        assert re.search(rf"--{name} \S+ [^│]*?\(default: {re.escape(str(value))}\)", shown), name
+        default = re.search(rf"--{name} .*?\(default: (.*?)\)", shown)
+        assert default is not None
+        assert default[1] == str(value), name
+
+
+def test_help_shows_the_defaults_of_a_preset_file(
+    tmp_path: Path, capsys: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"config": {"train": {"epochs": 77}}}), encoding="utf-8")
+    shown = help_of(["train", "data", "--config", str(path)], capsys, monkeypatch)
+    assert "(default: 77)" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "cure"),
+    [
+        ("train data --form official --generator-rank 16", "generator-rank", "use --form text"),
+        ("train data --backbone star --width 9", "width", "use a --backbone other than star and"),
+        ("train --backbone sar_net --width 9", "width", "use a --backbone other than star and"),
+        ("train data --head m2m_wg --width 9", "width", "use --head d3, or leave it out"),
+        ("train data --mmoe.experts 3", "mmoe.experts", "use --backbone mmoe, or leave it out"),
+        ("chaos --star.gate-bias", "star.gate-bias", "use --backbone star, or leave it out"),
+        (
+            "train data --embedding-init xavier_table --embedding-scale 0.5",
+            "embedding-scale",
+            "use --embedding-init normal",
+        ),
+        ("train data --parts d2 --start-ratio 0.1", "start-ratio", "use --head d3 with --parts d3"),
+        ("train data --head own --adapter dwa --row-focus 2", "row-focus", "use --adapter dtp"),
+        ("compare data --table 3 --mmoe.experts 3", "mmoe.experts", "use --backbone mmoe"),
+        (
+            "compare data --table 1 --backbone star",
+            "backbone",
+            "leave it out, for what is compared",
+        ),
+        ("compare data --table 1 --seed 5", "seed", "leave it out, for what is compared sets it"),
+        ("compare data --figure 3 --start-ratio 0.1", "start-ratio", "leave it out, for what is"),
+        ("search data --mmoe.experts 3", "mmoe.experts", "use --backbone mmoe, or leave it out"),
+        ("search data --table 2 --mmoe.experts 3", "mmoe.experts", "use --backbone mmoe, or leave"),
+    ],
+)
+def test_a_flag_that_does_nothing_is_refused_by_name_with_what_would_make_it_work(
+    arguments: str, name: str, cure: str, capsys: Refused
+) -> None:
+    said = refusal(arguments.split(), capsys)
+    assert f"--{name} (" in said
+    assert "but nothing here reads it; " in said
+    assert cure in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("search data --on star", "on is star, but there is no table; use --backbone instead"),
+        ("compare data --table 1 --on star", "on is star, but table 1 has all backbones; leave"),
+    ],
+)
+def test_the_backbone_of_a_table_is_refused_where_it_does_nothing(
+    arguments: str, message: str, capsys: Refused
+) -> None:
+    assert message in refusal(arguments.split(), capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train data --preset best --backbone star",
+        "train data --preset official --form text",
+        "train data --backbone star --width 0",
+        "train data --backbone star --field-hidden 16",
+        "train data --backbone mmoe --mmoe.experts 3",
+        "compare data --table 1 --mmoe.experts 3",
+        "compare data --table 1 --width 9 --tower-layers 9",
+        "compare data --table 2 --temperature 3 --row-focus 2 --start-ratio 0.1",
+        "search data --table 1 --star.layers 8 --seed 4",
+        "search data --backbone star --star.layers 8 --head own",
+    ],
+)
+def test_what_one_method_reads_or_the_preset_has_is_accepted(arguments: str) -> None:
+    parse(arguments.split())
+
+
+def test_a_setting_of_a_file_by_hand_that_nothing_reads_is_refused_with_the_file(
+    tmp_path: Path, capsys: Refused
+) -> None:
+    path = tmp_path / "mine.json"
+    settings = {"d3": {"form": "official", "generator_rank": 16}, "mmoe": {"experts": 3}}
+    path.write_text(json.dumps({"config": settings}), encoding="utf-8")
+    said = refusal(["train", "data", "--config", str(path)], capsys)
+    assert f"{path}: --generator-rank (d3.generator_rank) is 16, but nothing here reads it" in said
+    # What the flags beside it make of it counts too, in both directions.
+    parse(["train", "data", "--config", str(path), "--form", "text", "--backbone", "mmoe"])
+    said = refusal(["train", "data", "--config", str(path), "--form", "text"], capsys)
+    assert f"{path}: --mmoe.experts (mmoe.experts) is 3, but nothing here reads it" in said
+    # What a search or a run wrote has all settings, those for other parts as well.
+    path.write_text(json.dumps({"config": settings, "metric": "auc"}), encoding="utf-8")
+    parse(["train", "data", "--config", str(path)])
+
+
+def test_a_preset_by_hand_of_one_method_is_looked_at_too(tmp_path: Path, capsys: Refused) -> None:
+    (tmp_path / "mmoe-d3.json").write_text('{"config": {"mmoe": {"experts": 3}}}')
+    command = ["compare", "data", "--table", "1", "--configs", str(tmp_path)]
+    parse(command)
+    (tmp_path / "star-d3.json").write_text('{"config": {"d3": {"width": 9}}}')
+    said = refusal(command, capsys)
+    assert f"{tmp_path / 'star-d3.json'}: --width (d3.width) is 9, but nothing here" in said
 
 
 def test_flags_reach_the_configuration() -> None:
@@ -179,10 +318,33 @@ def test_an_unknown_key_of_the_configuration_is_named(
     settings["config"]["train"]["epoch"] = 3
     (run / "config.json").write_text(json.dumps(settings))
     said = refusal(["evaluate", str(run)], capsys)
-    assert f"{run / 'config.json'} is damaged (train.epoch is no setting of this d3jax" in said
+    assert f"{run / 'config.json'} is damaged (config.train.epoch is unknown to this d3jax" in said
+    assert "(did you mean epochs?)" in said
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_version": 1}'])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run_version": "2"}, "(run_version is '2'; it must be an integer of at most 64 bits)"),
+        ({"run_version": True}, "(run_version is True; it must be an integer of at most 64 bits)"),
+        ({"data": 3}, "(data is 3; it must be text)"),
+        ({"training_rows": "12"}, "(training_rows is '12'; it must be an integer of at most 64 bi"),
+        ({"training_rows": -1}, "(training_rows is -1; it must be between 1 and"),
+        ({"config": []}, "(config is []; it must be an object)"),
+        ({"config": {"train": {"deterministic": "no"}}}, "(config.train.deterministic is 'no'; it"),
+        ({"note": 1}, "(note is unknown to this d3jax; it knows"),
+    ],
+)
+def test_the_head_of_a_run_is_typed(
+    change: dict[str, object], message: str, trained: Path, tmp_path: Path, capsys: Refused
+) -> None:
+    settings = json.loads((trained / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | change))
+    said = refusal(["evaluate", str(tmp_path)], capsys)
+    assert f"{tmp_path / 'config.json'} is damaged {message}" in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_version": 2}'])
 def test_a_damaged_configuration_is_named(text: str, tmp_path: Path, capsys: Refused) -> None:
     (tmp_path / "config.json").write_text(text)
     assert f"{tmp_path / 'config.json'} is damaged (" in refusal(

@@ -80,7 +80,7 @@ def test_a_cell_is_a_run_whose_evaluation_is_in_the_report(finished: Path) -> No
 def test_a_cell_has_what_train_would_have_measured(
     finished: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    flags = ["--embedding-dim", "4", "--bottom-layers", "8", "6", "--tower-layers", "4"]
+    flags = ["--embedding-dim", "4", "--bottom-layers", "8", "6"]
     flags += ["--batch-size", "1024", "--epochs", "2", "--patience", "0", "--seed", "1"]
     flags += ["--preset", "text", "--backbone", "plain", "--head", "own"]
     main(["train", str(prepared), "--out", str(tmp_path / "run"), *flags])
@@ -229,7 +229,7 @@ def test_a_methods_own_preset_replaces_the_flags(tmp_path: Path) -> None:
     assert (mlp.model.embedding_dropout, bottom.model.embedding_dropout) == (0.25, 0.0)
     assert (mlp.model.backbone, mlp.model.head, mlp.train.seed) == ("plain", "own", 4)
     (tmp_path / "mlp.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"mlp.json is no preset file \('config'\)"):
+    with pytest.raises(ConfigError, match=r"mlp.json is no preset file \(it has no config\)"):
         plan.config_of(MLP, 0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.compile_cache import cache_directory, use_compile_cache
+from tests.experiments.conftest import SMALL_PLAIN
 
 
 def test_programs_are_kept_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +32,7 @@ def test_what_the_user_set_for_jax_stands(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("flag", "kept"), [([], True), (["--no-compile-cache"], False)])
 def test_a_run_keeps_its_programs_unless_told_not_to(
-    prepared: Path, small: list[str], tmp_path: Path, flag: list[str], kept: bool
+    prepared: Path, tmp_path: Path, flag: list[str], kept: bool
 ) -> None:
     command = [sys.executable, "-c", "from experiments.cli import main; main()", "train"]
     flags = ["--epochs", "1", "--batch-size", "2048", "--backbone", "plain", "--head", "own"]
@@ -39,7 +40,7 @@ def test_a_run_keeps_its_programs_unless_told_not_to(
         name: value for name, value in os.environ.items() if not name.startswith(("JAX", "XLA"))
     }
     subprocess.run(
-        [*command, str(prepared), "--out", str(tmp_path / "run"), *flags, *small, *flag],
+        [*command, str(prepared), "--out", str(tmp_path / "run"), *flags, *SMALL_PLAIN, *flag],
         env=environment | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
         check=True,
         capture_output=True,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 from typing import get_args
 
 import jax
@@ -12,13 +15,14 @@ import pytest
 
 from d3jax.base import Mode
 from d3jax.batch import Batch, Field, Schema
-from d3jax.config import Config, TrainConfig
+from d3jax.config import Config, TrainConfig, completed, differences
+from d3jax.errors import ConfigError
 from d3jax.model import build_model
 from d3jax.parameters import count, named_leaves
 from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
 from experiments.cli import PresetName, Settings, Train, parse
-from experiments.presets import BEST, OFFICIAL, PRESETS, SYNTHETIC, TEXT
+from experiments.presets import BEST, OFFICIAL, PRESETS, SYNTHETIC, TEXT, read_preset
 
 SCHEMA = Schema(
     (Field("user", 20), Field("item", 15), Field("place", 4)), ("home", "slot"), "place"
@@ -102,3 +106,67 @@ def test_the_official_preset_takes_a_step() -> None:
     attention = {name for name in named_leaves(before.params) if ".attention." in name}
     # A kernel's offset moves all rows alike, which the batch norm behind it takes away again.
     assert still == attention | {"network.generator.kernel_offset"}
+
+
+ROOT = Path(__file__).parents[2]
+RESULTS = sorted((ROOT / "experiments" / "results").rglob("settings/*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_stored_settings_are_still_read(path: Path) -> None:
+    stored = json.loads(path.read_text(encoding="utf-8"))["config"]
+    assert differences(completed({"config": stored}), {"config": read_preset(path).to_json()}) == []
+
+
+def test_there_are_stored_settings() -> None:
+    assert len(RESULTS) > 30
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value"),
+        ("[]", "it has no config"),
+        ("{}", "it has no config"),
+        ('{"config": null}', "the whole is None; it must be an object"),
+        (
+            '{"config": {"train": {"deterministic": "false"}}}',
+            "train.deterministic is 'false'; it ",
+        ),
+        ('{"config": {"train": {"seed": 1, "seed": 2}}}', "the key 'seed' appears twice in one"),
+        ('{"config": {"balance": {"lower": NaN}}}', "NaN is no number of JSON"),
+        ('{"config": {"balance": {"upper": 1e999}}}', "balance.upper is inf; it must be a finite"),
+        (
+            '{"config": {"train": {"seed": 9223372036854775808}}}',
+            "train.seed is 9223372036854",
+        ),
+    ],
+)
+def test_what_is_no_preset_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "preset.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(f"{path} is no preset file (")) as error:
+        read_preset(path)
+    assert message in str(error.value)
+    assert str(error.value).count(str(path)) == 1
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "experiments" / "results").rglob("*.md"))]
+WRITTEN = sorted(
+    {
+        (re.sub(r"\$\w+", "1", command.replace("\\\n", " ")), path.name)
+        for path in DOCUMENTS
+        for command in re.findall(
+            r"d3jax (?:train|compare|search|chaos)(?: [\w./$=-]+| \\\n *)*", path.read_text("utf-8")
+        )
+    }
+)
+
+
+@pytest.mark.parametrize(("command", "document"), WRITTEN)
+def test_the_commands_that_are_written_down_are_taken(command: str, document: str) -> None:
+    parse(command.split()[1:])
+
+
+def test_commands_are_written_down() -> None:
+    assert len(WRITTEN) > 15

@@ -17,7 +17,7 @@ from data_pipelines.columns import open_prepared
 from experiments.cli import main, parse
 from experiments.evaluate import load_best
 from experiments.run import open_run
-from tests.experiments.conftest import said
+from tests.experiments.conftest import SMALL_PLAIN, said
 
 FLAGS = ["--batch-size", "256", "--epochs", "4", "--patience", "1", "--learning-rate", "0.02"]
 FLAGS += ["--log-every", "3"]
@@ -80,17 +80,17 @@ def test_the_seeds_differ_and_their_table_is_their_mean(
 
 
 def test_the_table_shows_mean_and_spread(
-    prepared: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--batch-size", "1024", "--epochs", "1", "--backbone", "plain", "--head", "own"]
     out = tmp_path / "two"
-    main(["train", str(prepared), "--seeds", "2", "--out", str(out), *flags, *small])
+    main(["train", str(prepared), "--seeds", "2", "--out", str(out), *flags, *SMALL_PLAIN])
     summary = json.loads((out / "summary.json").read_text())
     values = [each["overall"]["auc"] for each in summary.values()]
     expected = f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
     assert re.search(rf"overall\s*│\s*{expected}", capsys.readouterr().out)
     with pytest.raises(SystemExit, match="2"):
-        main(["train", str(prepared), "--seeds", "2", "--out", str(out), *flags, *small])
+        main(["train", str(prepared), "--seeds", "2", "--out", str(out), *flags, *SMALL_PLAIN])
     assert "choose another --out for 2 seeds" in said(capsys)
 
 

@@ -231,7 +231,7 @@ def run_with_stops(trainer, schema, directory, stops):
         restored = checkpoints.restore(trainer.abstract)
         checkpoints.close()
         assert restored.step == log.steps[-1] == stop
-        state, progress = restored.state, Progress(**restored.progress)
+        state, progress = restored.state, Progress.from_json(restored.progress)
     checkpoints = Checkpoints(directory, {})
     end = fit(trainer, INTERRUPTED, data, state, progress, checkpoints, log, asked_to_stop)
     checkpoints.close()
@@ -273,7 +273,7 @@ def test_a_run_killed_between_checkpoints_logs_the_same_windows_again(
         fit(trainer, INTERRUPTED, data, trainer.init(), Progress(), checkpoints, first)
     restored = checkpoints.restore(trainer.abstract)
     assert restored.step == 8
-    again = Progress(**restored.progress)
+    again = Progress.from_json(restored.progress)
     end, our_progress = fit(trainer, INTERRUPTED, data, restored.state, again, checkpoints, then)
     assert first.logs == whole.logs[:2]
     assert then.logs == whole.logs[1:]
