@@ -96,7 +96,7 @@ def vocabulary_path(directory: Path, field: str) -> Path:
     """Return where the vocabulary of `field` is: a name may hold what no file's name can."""
     readable = re.sub("[^A-Za-z0-9_-]+", "-", field).strip("-")[:40]
     digest = hashlib.sha256(field.encode()).hexdigest()[:8]
-    return directory / "vocabularies" / f"{readable}-{digest}.parquet"
+    return directory / "vocabularies" / f"{readable or 'field'}-{digest}.parquet"
 
 
 def field_codes(

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +15,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from d3jax.batch import UNKNOWN, Batch
+from d3jax.batch import UNKNOWN, Batch, Schema
 from d3jax.data.encoder import Encoder, unknown_rows
 from d3jax.errors import DataError
 from d3jax.training.scoring import score_batches
 from data_pipelines.encoder import load_encoder
 from data_pipelines.format import Format
 from data_pipelines.reading import Files, find_files, open_files, raw_batches
-from experiments.evaluate import load_best
+from experiments.evaluate import Loaded, load_best
 from experiments.run import Run
 from experiments.unknown import Unknown, training_share
 
@@ -42,25 +43,36 @@ def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted
     or .parquet, standard output as CSV when None; it is written under another name first, so a
     failure leaves no half of it.
     """
-    loaded = load_best(run)
-    encoder = load_encoder(run.described)
-    size = run.config.train.batch_size
-    trainer, state = loaded.trainer, loaded.state
-    unknown = np.zeros(run.schema.num_fields, np.int64)
+    encoder, schema = load_encoder(run.described), run.schema
+    unknown = np.zeros(schema.num_fields, np.int64)
     total = 0
-    with tempfile.TemporaryDirectory() as scratch, _writer(out) as write:
+    with tempfile.TemporaryDirectory() as scratch:
         files = open_files(find_files(source), form, Path(scratch))
-        with closing(encoded_batches(encoder, files, size)) as batches:
-            for batch, scored in score_batches(
-                trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
-            ):
-                logits = np.asarray(scored.logits, np.float64)
-                unknown += unknown_rows(run.schema, batch.ids)
-                names = np.asarray(run.schema.scenarios)[batch.scenario]
-                probability = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
-                write(pa.record_batch([pa.array(names), pa.array(probability)], schema=SCHEMA))
-                total += logits.size
+        with closing(encoded_batches(encoder, files, run.config.train.batch_size)) as read:
+            # What can't be read is refused before anything is loaded or written.
+            batches = chain(list(islice(read, 1)), read)
+            scored_batches = _scored(load_best(run), batches)
+            with _writer(out) as write:
+                for batch, logits in scored_batches:
+                    unknown += unknown_rows(schema, batch.ids)
+                    write(_answers(schema, batch, logits))
+                    total += logits.size
     return Predicted(total, Unknown(run.schema, unknown, total, training_share(run.described)))
+
+
+def _scored(loaded: Loaded, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+    trainer, state = loaded.trainer, loaded.state
+    params = trainer.settle(state)
+    for batch, scored in score_batches(
+        trainer.score_step, params, state.model_state, batches, trainer.mesh
+    ):
+        yield batch, np.asarray(scored.logits, np.float64)
+
+
+def _answers(schema: Schema, batch: Batch, logits: np.ndarray) -> pa.RecordBatch:
+    names = np.asarray(schema.scenarios)[batch.scenario]
+    probability = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+    return pa.record_batch([pa.array(names), pa.array(probability)], schema=SCHEMA)
 
 
 def encoded_batches(encoder: Encoder, files: Files, size: int) -> Generator[Batch, None, None]:
