@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import tyro
-from rich.console import Console
 
 from d3jax.config import (
     AdapterConfig,
@@ -47,6 +46,7 @@ from experiments.distributed import Processes, together
 from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
 from experiments.presets import PRESETS, read_preset
 from experiments.sources import Preparation
+from experiments.terminal import Console, styled
 
 _ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
 
@@ -406,10 +406,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             use_compile_cache()
         verb.run(console)
     except Preempted as stop:
-        console.print(f"[yellow]{_plain(stop)}[/]", soft_wrap=True)
+        console.print(styled(str(stop), "yellow"))
         sys.exit(PREEMPTED)
     except D3jaxError as error:
-        console.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+        console.print(styled("error:", "bold red"), str(error))
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -480,11 +480,6 @@ def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
 def _command_line() -> str:
     """The command that was given, for a report."""
     return shlex.join(["d3jax", *sys.argv[1:]])
-
-
-def _plain(error: Exception) -> str:
-    """The message with rich's markup characters taken literally."""
-    return str(error).replace("[", r"\[")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
 from d3jax.errors import ConfigError, D3jaxError, Preempted
 from experiments.exits import FAILED, INTERRUPTED
+from experiments.terminal import Console, styled
 
 HEARTBEAT = 30
 """Seconds after which JAX gives a silent process up, where `Watch` doesn't notice before."""
@@ -78,7 +77,7 @@ def together(processes: Processes, console: Console) -> Iterator[None]:
         _part(watch.done)
         raise
     except D3jaxError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        console.print(styled("error:", "bold red"), str(error))
         _leave(watch.fail, FAILED)
     except KeyboardInterrupt:
         _leave(watch.fail, INTERRUPTED)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Int
+
+from d3jax.checks import OVERALL
 from d3jax.training.metrics import Evaluation, Metrics
+from experiments.terminal import Grid
 
 
-def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None = None) -> Table:
+def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None = None) -> Grid:
     """One line a scenario and one overall; `best` adds the AUC of the planted truth."""
     columns = ["rows", "click rate", "AUC", "logloss", "constant's logloss"]
     return _table(
@@ -27,13 +32,33 @@ def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None
     )
 
 
-def trust_table(evaluation: Evaluation) -> Table:
+def trust_table(evaluation: Evaluation) -> Grid:
     """How sure the AUC is, what users see, and whether probabilities can be taken at their word."""
     return _table(
         "95 % interval of AUC, AUC by user, calibration",
         ["interval", "GAUC", "PCOC", "ECE"],
         {name: _trust(group) for name, group in evaluation.groups.items()},
     )
+
+
+def split_grid(
+    title: str,
+    scenarios: Sequence[str],
+    splits: Mapping[str, tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"]]],
+    caption: str | None = None,
+) -> Grid:
+    """Rows and click rate of each scenario, and of all, in the splits' (rows, clicks)."""
+    head = ("scenario", *(f"{split} {what}" for split in splits for what in ("rows", "CTR")))
+    lines = [(name, *_sizes(splits, slice(n, n + 1))) for n, name in enumerate(scenarios)]
+    lines.append((OVERALL, *_sizes(splits, slice(None))))
+    return Grid(title, head, lines, caption=caption, apart=[len(scenarios)])
+
+
+def _sizes(splits: Mapping[str, tuple[np.ndarray, np.ndarray]], scenarios: slice) -> Iterator[str]:
+    for rows, clicks in splits.values():
+        count = int(rows[scenarios].sum())
+        yield f"{count:,}"
+        yield f"{int(clicks[scenarios].sum()) / count:.4f}" if count else "-"
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
@@ -51,14 +76,8 @@ def _trust(group: Metrics) -> list[str]:
     return [interval_text(group.auc_interval), *map(number_text, values)]
 
 
-def _table(title: str, columns: list[str], lines: dict[str, list[str]]) -> Table:
-    """A column for the group's name and those given; "overall" stands apart."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("scenario")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, line in lines.items():
-        if name == "overall":
-            table.add_section()
-        table.add_row(name, *line)
-    return table
+def _table(title: str, columns: list[str], lines: dict[str, list[str]]) -> Grid:
+    """A column for the group's name and those given; all rows together stand apart."""
+    apart = [number for number, name in enumerate(lines) if name == OVERALL]
+    rows = [[name, *line] for name, line in lines.items()]
+    return Grid(title, ["scenario", *columns], rows, apart=apart)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from rich.console import Console
 
 from d3jax.backbones import refusal
 from d3jax.checks import within
@@ -24,6 +23,7 @@ from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.journal import Silence
 from experiments.spaces import SPACES, check_space
 from experiments.tables import Table
+from experiments.terminal import Console, styled
 from experiments.train import stop_signals, training_data
 
 START_TRIALS = 5
@@ -132,7 +132,7 @@ def search_table(data: Path, table: Table, plan: Search, console: Console) -> No
         if reason is None and plan.space == "paper" and not config.has_balance:
             reason = "it has no balance, which is all that space paper varies"
         if reason is None:
-            console.print(f"[bold]{method.name}[/]")
+            console.print(styled(method.name, "bold"))
             path = plan.out / f"{method.slug}.json"
             search(data, replace(plan, config=config, out=path), console)
         else:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from data_pipelines.source import PrepareConfig, Source, TableConfig
+from experiments.terminal import Console
 
 if TYPE_CHECKING:
     from experiments.prepare import Workplace

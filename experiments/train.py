@@ -11,8 +11,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
-from rich.console import Console
-from rich.markup import escape
 
 from d3jax.config import Config
 from d3jax.errors import CheckpointError
@@ -40,6 +38,7 @@ from experiments.evaluate import (
 from experiments.journal import Journal, Silence
 from experiments.report import evaluation_table
 from experiments.run import Run, check_free, create_run, exclusive, fresh_directory, open_run
+from experiments.terminal import Console, styled
 
 
 def start(
@@ -160,7 +159,7 @@ def newest_state(
         return trainer.init(), Progress()
     restored = checkpoints.restore(trainer.abstract)
     for message in restored.damaged:
-        console.print(f"[bold red]damaged:[/] {escape(message)}", soft_wrap=True)
+        console.print(styled("damaged:", "bold red"), message)
     return restored.state, Progress(**restored.progress)
 
 
@@ -181,9 +180,9 @@ def best_state(
         return checkpoints.restore(trainer.abstract, progress.best_step).state, "best weights"
     except CheckpointError as error:
         console.print(
-            f"[bold red]damaged:[/] {escape(str(error))}. The weights of step {progress.step}, "
-            f"the newest, are evaluated instead of the best, those of step {progress.best_step}.",
-            soft_wrap=True,
+            styled("damaged:", "bold red"),
+            f"{error}. The weights of step {progress.step}, the newest, are evaluated instead of "
+            f"the best, those of step {progress.best_step}.",
         )
         return state, "newest weights"
 
