@@ -28,9 +28,9 @@ from experiments.comparison_html import html
 from experiments.comparison_report import Comparison, markdown, terminal_grid, write_csv
 from experiments.presets import read_preset
 from experiments.run import Run, create_run
+from experiments.signals import stop_signals
 from experiments.tables import Method, Table
 from experiments.terminal import BarColumn, Console, MofNCompleteColumn, Progress, Words
-from experiments.train import stop_signals
 
 FILE_WIDTH = 120
 

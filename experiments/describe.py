@@ -106,7 +106,7 @@ def draw_scenarios(path: Path, scenarios: tuple[str, ...], facts: dict[str, Fact
         offset = places + (index - (len(facts) - 1) / 2) * width
         sizes.barh(offset, fact.rows, width, label=split)
         rates.barh(offset, fact.clicks / np.maximum(fact.rows, 1), width, label=split)
-    sizes.set_yticks(places, [for_picture(name) for name in scenarios])
+    sizes.set_yticks(places, list(for_picture(scenarios).values()))
     sizes.invert_yaxis()
     sizes.set_xlabel("rows")
     rates.set_xlabel("click rate")

@@ -30,8 +30,8 @@ def attention_heat_map(
     figure = Figure(figsize=(2.4 + 0.62 * len(fields), 1.9 + 0.5 * len(scenarios)), dpi=150)
     axes = figure.subplots()
     image = axes.imshow(ratio, cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread, aspect="auto")
-    axes.set_xticks(range(len(fields)), [for_picture(n) for n in fields], rotation=35, ha="right")
-    axes.set_yticks(range(len(scenarios)), [for_picture(name) for name in scenarios])
+    axes.set_xticks(range(len(fields)), list(for_picture(fields).values()), rotation=35, ha="right")
+    axes.set_yticks(range(len(scenarios)), list(for_picture(scenarios).values()))
     axes.set_ylabel("scenario")
     axes.set_title("Attention that each field receives (1 = an even share)", fontsize=10)
     for (row, column), value in np.ndenumerate(ratio):

@@ -187,6 +187,7 @@ def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
     varied = list(dict.fromkeys(one.setting.varied for one in found))
     groups = list(dict.fromkeys(one.group for one in found))
     by = {(one.setting, one.method, one.group): one for one in found}
+    labels = for_picture(groups)
     figure = Figure(figsize=(1.2 + 3.6 * len(varied), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(varied), squeeze=False)[0], varied, strict=True):
         chosen = list(dict.fromkeys(one.setting for one in found if one.setting.varied == name))
@@ -205,15 +206,15 @@ def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
                 color="black" if group == OVERALL else COLOURS[index],
                 capsize=2,
                 lw=1.3,
-                label=for_picture(group),
+                label=labels[group],
             )
         axes.axhline(0.0, color="0.6", lw=1, ls="--")
         axes.set_xticks(places, [f"{setting.value:g}" for setting in chosen])
         axes.set_xlabel(name)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel("AUC gained")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=9)
+    legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside right center", fontsize=9)
     figure.suptitle(f"What {method} adds to {base}", fontsize=10)
     return figure
 

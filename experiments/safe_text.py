@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, TextIO
 
+from rich.cells import cell_len
+
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
@@ -34,6 +36,9 @@ _OTHER_SCRIPTS = (
     "SimHei",
     "Arial Unicode MS",
 )
+_PICTURED = (32, 64)
+"""Characters of a name in a picture; the second where the first makes two look alike."""
+
 _MARKS = re.compile(
     r"([\\`*\[\]<>|~$#@]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.)", re.IGNORECASE
 )
@@ -86,14 +91,48 @@ def csv_writer(file: TextIO) -> Callable[[Iterable[Any]], None]:
     return write
 
 
-def for_picture(text: str) -> str:
-    """As a text of Matplotlib's, without mathematics.
+def for_picture(names: Iterable[str], fold: int | None = None) -> dict[str, str]:
+    """Each name as a text of Matplotlib's, without mathematics, in lines of `fold` characters.
 
     A character that no font has is shown as its escape, as no two would look different
-    otherwise. Matplotlib hides labels that begin with an underscore; a blank before it doesn't.
+    otherwise. Long names are shortened where that leaves them different.
     """
-    shown = "".join(c if ord(c) in _glyphs() else _escape(c) for c in visible(text))
-    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+    names = list(dict.fromkeys(names))
+    full = ["".join(c if ord(c) in _glyphs() else _escape(c) for c in visible(n)) for n in names]
+    for width in _PICTURED:
+        shown = [shorten(text, width) for text in full]
+        if len(set(shown)) == len(set(full)):
+            break
+    else:
+        shown = full
+    return {name: _drawn(text, fold) for name, text in zip(names, shown, strict=True)}
+
+
+def _drawn(text: str, fold: int | None) -> str:
+    size = fold or len(text) or 1
+    lines = (text[start : start + size] for start in range(0, len(text), size))
+    # Matplotlib hides labels that begin with an underscore; a blank before it doesn't.
+    blank = " " if text.startswith("_") else ""
+    return blank + "\n".join(line.replace("$", r"\$") for line in lines)
+
+
+def shorten(text: str, width: int) -> str:
+    """The text in `width` cells of the screen, with its middle left out when it is longer."""
+    if cell_len(text) <= width:
+        return text
+    tail = max(0, (width - 1) // 2)
+    end = _beginning(text[::-1], tail)[::-1]
+    return f"{_beginning(text, max(0, width - 1 - tail))}…{end}"
+
+
+def _beginning(text: str, width: int) -> str:
+    """As much of a text as fits."""
+    used = 0
+    for index, character in enumerate(text):
+        used += cell_len(character)
+        if used > width:
+            return text[:index]
+    return text
 
 
 def _seen(character: str) -> str:

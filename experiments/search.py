@@ -21,10 +21,11 @@ from d3jax.training.fit import Progress, build_trainer, check_config, fit, monit
 from d3jax.training.metrics import Evaluation
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.journal import Silence
+from experiments.signals import stop_signals
 from experiments.spaces import SPACES, check_space
 from experiments.tables import Table
 from experiments.terminal import Console, styled
-from experiments.train import stop_signals, training_data
+from experiments.train import training_data
 
 START_TRIALS = 5
 """Trials at random, before any is drawn by what the others gave or cut short."""

@@ -6,6 +6,9 @@ rich, so that none can show a name, a path or an error's words in another way.
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +22,7 @@ from rich.console import ConsoleOptions
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from experiments.safe_text import visible
+from experiments.safe_text import shorten, visible
 
 __all__ = [
     "BarColumn",
@@ -30,12 +33,31 @@ __all__ = [
     "Table",
     "TimeRemainingColumn",
     "Words",
-    "shorten",
+    "ready_streams",
     "styled",
 ]
 
 _LEAST = (16, 32)
 """Cells that a name keeps, when it has more; the second where the first makes two look alike."""
+
+
+def ready_streams() -> None:
+    """Makes the standard streams of this process fit for any text, and for being closed.
+
+    Without this, the next file that is opened would take the number of a closed one, and be
+    written to by whatever prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # What is written to a closed standard output is refused, as by any other command.
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Console(rich.console.Console):
@@ -119,26 +141,24 @@ class Grid:
 
     def __rich_console__(
         self, console: rich.console.Console, options: ConsoleOptions
-    ) -> Iterator[Table]:
+    ) -> Iterator[Table | Text]:
         columns = [
             [visible(text) for text in column]
             for column in zip(self.head, *self.lines, strict=True)
         ]
         layout = _layout(columns, self.fixed, options.max_width)
         columns[0][1:] = layout.names
-        for number, block in enumerate(layout.blocks):
+        yield styled(self.title, "italic")
+        for block in layout.blocks:
             chosen = [*range(self.fixed), *block]
             yield self._table(
-                [columns[index] for index in chosen],
-                [layout.widths[index] for index in chosen],
-                self.title if number == 0 else None,
-                self.caption if number == len(layout.blocks) - 1 else None,
+                [columns[index] for index in chosen], [layout.widths[index] for index in chosen]
             )
+        if self.caption is not None:
+            yield styled(self.caption, "dim italic")
 
-    def _table(
-        self, columns: list[list[str]], widths: list[int], title: str | None, caption: str | None
-    ) -> Table:
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    def _table(self, columns: list[list[str]], widths: list[int]) -> Table:
+        table = Table()
         full = [column[0] for column in columns]
         headers = [shorten(text, 3 * width) for text, width in zip(full, widths, strict=True)]
         if len(set(headers)) < len(set(full)):
@@ -151,25 +171,6 @@ class Grid:
                 table.add_section()
             table.add_row(*cells)
         return table
-
-
-def shorten(text: str, width: int) -> str:
-    """The text in `width` cells of the screen, with its middle left out when it is longer."""
-    if cell_len(text) <= width:
-        return text
-    tail = max(0, (width - 1) // 2)
-    end = _beginning(text[::-1], tail)[::-1]
-    return f"{_beginning(text, max(0, width - 1 - tail))}…{end}"
-
-
-def _beginning(text: str, width: int) -> str:
-    """As much of a text as fits."""
-    used = 0
-    for index, character in enumerate(text):
-        used += cell_len(character)
-        if used > width:
-            return text[:index]
-    return text
 
 
 class _Layout(NamedTuple):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +36,7 @@ from experiments.evaluate import (
 from experiments.journal import Journal, Silence
 from experiments.report import evaluation_table
 from experiments.run import Run, check_free, create_run, exclusive, fresh_directory, open_run
+from experiments.signals import stop_signals
 from experiments.terminal import Console, styled
 
 
@@ -264,25 +263,6 @@ def _locate(prepared: Prepared, config: Config, step: int, position: int) -> str
 def telling_to_stop() -> AbstractContextManager[Callable[[int], bool]]:
     """`stop_signals`, which several processes answer together."""
     return agreed_stop() if jax.distributed.is_initialized() else stop_signals()
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Yields a question that SIGTERM, or the first Ctrl-C, answers with yes."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if number == signal.SIGINT:
-            # A second Ctrl-C means now.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda step: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:
