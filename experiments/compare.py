@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def write_reports(comparison: Comparison, out: Path) -> None:
     figures = draw_comparison(comparison, out / "figures")
     (out / f"{name}.html").write_text(html(comparison, figures), encoding="utf-8")
     screen = Console()
-    if not screen.is_terminal:
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
         # A file has no width of its own.
         screen = Console(width=FILE_WIDTH)
     screen.print(terminal_grid(comparison, "auc"))

@@ -19,6 +19,7 @@ from d3jax.training.scoring import score_batches
 from data_pipelines.encoder import Encoder, load_encoder, read_batches
 from experiments.evaluate import load_best
 from experiments.run import Run
+from experiments.safe_text import for_csv
 
 SCHEMA = pa.schema({"scenario": pa.string(), "probability": pa.float32()})
 
@@ -34,13 +35,15 @@ def predict(run: Run, rows: Path, out: Path | None) -> int:
     size = run.config.train.batch_size
     batches = encoded_batches(encoder, rows, size)
     trainer, state = loaded.trainer, loaded.state
+    names = run.schema.scenarios
+    shown = names if out and out.suffix == ".parquet" else tuple(map(for_csv, names))
     total = 0
     with _writer(out) as write, closing(batches):
         for batch, scored in score_batches(
             trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
         ):
             logits = np.asarray(scored.logits, np.float64)
-            names = np.asarray(run.schema.scenarios)[batch.scenario]
+            names = np.asarray(shown)[batch.scenario]
             probability = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
             write(pa.record_batch([pa.array(names), pa.array(probability)], schema=SCHEMA))
             total += logits.size

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from experiments.exits import INTERRUPTED, TERMINATED
 
 _SHOW_CURSOR = b"\x1b[?25h"
+_SOON, _AGAIN = 0.05, 1.0
+"""Seconds until an exception is raised that couldn't be yet, or that a library swallowed."""
 
 
 class Terminated(BaseException):
@@ -33,20 +36,57 @@ def leave_at_once() -> None:
 def raising() -> Iterator[list[int]]:
     """Within, Ctrl-C raises `KeyboardInterrupt` and SIGTERM `Terminated`.
 
-    Yields the signals that came: libraries may turn an exception into one of their own. Only the
-    main thread gets signals; elsewhere nothing changes.
+    Not while a module is imported, which may end in a crash, and again where a library swallowed
+    the exception. Yields the signals that came: libraries may also make an error of their own of
+    it. Only the main thread gets signals; elsewhere nothing changes.
     """
     came: list[int] = []
+    raised: list[BaseException] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if number == signal.SIGTERM:
-            raise Terminated
-        _now_on_ctrl_c()
-        raise KeyboardInterrupt
+        if number != signal.SIGALRM:
+            came.append(number)
+        if signal.SIGINT in came:
+            _now_on_ctrl_c()
+        if not (raised and _unwinding(raised)):
+            raise_if_safe(frame)
 
-    with _handling(stop):
-        yield came
+    def raise_if_safe(frame: FrameType | None) -> None:
+        safe = not _importing(frame)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN if safe else _SOON)
+        if safe:
+            raised.append(Terminated() if came[0] == signal.SIGTERM else KeyboardInterrupt())
+            raise raised[-1]
+
+    def unraisable(args: sys.UnraisableHookArgs, /) -> None:
+        if args.exc_value not in raised:
+            sys.__unraisablehook__(args)
+
+    with _handling(stop, signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        before, sys.unraisablehook = sys.unraisablehook, unraisable
+        try:
+            yield came
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = before
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _unwinding(raised: Sequence[BaseException]) -> bool:
+    """Whether what was raised is on its way out, and the blocks that it leaves clear away."""
+    error = sys.exception()
+    while error is not None:
+        if error in raised:
+            return True
+        error = error.__context__
+    return False
 
 
 @contextmanager
@@ -59,7 +99,7 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
         if number == signal.SIGINT:
             _now_on_ctrl_c()
 
-    with _handling(ask):
+    with _handling(ask, signal.SIGTERM, signal.SIGINT):
         yield lambda step: bool(asked)
 
 
@@ -82,11 +122,10 @@ def leave_on_second_ctrl_c() -> None:
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = signal.SIGTERM, signal.SIGINT
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
