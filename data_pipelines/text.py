@@ -48,13 +48,11 @@ class Format:
                 f"separator is {separator!r}; it must be one ASCII character other than a quote "
                 "or a line end, or the word tab"
             )
-        try:
-            "".encode(self.encoding)
-        except (LookupError, ValueError) as error:
+        if not _reads_text(self.encoding):
             raise ConfigError(
-                f"encoding is {self.encoding!r}, which Python does not know; utf-8, latin-1, gbk "
-                "and utf-16 are some that it does"
-            ) from error
+                f"encoding is {self.encoding!r}, by which Python can't read a text file; utf-8, "
+                "latin-1, gbk and utf-16 are some by which it can"
+            )
 
     def separator_of(self, path: Path) -> str:
         """The separator of a file; raises `DataError` when neither flag nor suffix tells it."""
@@ -67,6 +65,17 @@ class Format:
                 "say it with --separator"
             )
         return _SEPARATORS[suffix]
+
+
+def _reads_text(encoding: str) -> bool:
+    """Whether text comes back from its bytes one by one, which leaves out codecs such as idna."""
+    sample = "a,b\r\n1,2\n"
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)("ignore")
+        parts = [decoder.decode(bytes([byte])) for byte in sample.encode(encoding)]
+        return "".join(parts) + decoder.decode(b"", final=True) == sample
+    except (LookupError, ValueError, TypeError, AttributeError):
+        return False
 
 
 class Text(NamedTuple):
@@ -150,12 +159,14 @@ def write_parquet(texts: Sequence[Text], names: Sequence[str], out: Path) -> Non
     """The rows of files of one header as one Parquet file of strings, NULL where they are empty.
 
     Raises `DataError` naming file, line and columns for a row of another length, and what
-    `read_rows` raises.
+    `read_rows` raises; and when there is no row at all.
     """
     layout = pa.schema([(name, pa.string()) for name in names])
+    total = 0
     with pq.ParquetWriter(out, layout) as writer:
         for text in texts:
             expected = _count_checked(text, names)
+            total += expected
             found = 0
             for batch in _parse(text, names) if expected else ():
                 found += batch.num_rows
@@ -165,6 +176,8 @@ def write_parquet(texts: Sequence[Text], names: Sequence[str], out: Path) -> Non
                     f"file {text.path.name} holds {expected} rows, of which Arrow reads {found}; "
                     "write it again as plain CSV"
                 )
+    if not total:
+        raise DataError(f"file {texts[0].path.name} holds a header and no rows; {_AGAIN}")
 
 
 def _count_checked(text: Text, names: Sequence[str]) -> int:

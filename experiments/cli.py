@@ -402,8 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a verb, by default the process' own; ends with 0 or a code of `exits`."""
     if arguments is None:
         leave_at_once()
-        leave_on_second_ctrl_c()
         ready_streams()
+        leave_on_second_ctrl_c()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=True)
     with ending(arguments, console):
