@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import tempfile
 from contextlib import nullcontext
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +316,25 @@ def test_keys_are_unique_with_their_places(read: Any) -> None:
     with pytest.raises(DataError, match=message):
         check_unique(raw, "user")
     check_unique(raw, "age")
+
+
+@pytest.mark.parametrize("encoding", sorted({*aliases.values(), *aliases, "idna", "punycode", ""}))
+def test_an_encoding_is_one_by_which_text_comes_back_in_parts(encoding: str) -> None:
+    """So that none is found wanting while a file is read."""
+    try:
+        Format(encoding=encoding)
+    except ConfigError as error:
+        assert f"encoding is {encoding!r}, by which Python can't read a text file; utf-8" in str(
+            error
+        )
+        assert encoding not in ("utf_8", "latin_1", "gbk", "utf_16", "utf_16_le", "shift_jis")
+    else:
+        content = "a,b\n1,2\n".encode(encoding)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        text = "".join(decoder.decode(content[n : n + 1]) for n in range(len(content)))
+        assert text + decoder.decode(b"", final=True) == "a,b\n1,2\n"
+
+
+def test_a_header_alone_is_refused(read: Any) -> None:
+    with pytest.raises(DataError, match=r"file log.csv holds a header and no rows; download or"):
+        read(b"a,b\n")
