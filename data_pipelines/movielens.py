@@ -6,6 +6,7 @@ click, and age groups are the domains. The files are `::`-separated and in Latin
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import zipfile
@@ -136,8 +137,8 @@ def _extract(path: Path, folder: Path) -> None:
     except DataError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # Of the disk, such as a full one.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # Of the disk, such as a full one; EINVAL is a place before the file's start.
         # A bad sum, a password, an unknown method or version: zipfile has no error for them all.
         what = "can't be unpacked" if isinstance(error, RuntimeError) else "is damaged"
         raise DataError(

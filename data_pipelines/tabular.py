@@ -72,6 +72,8 @@ def read_table(
     named = [name for name in (config.user, config.item, config.time) if name]
     used = [rule.column, scenario, *named, *(field.name for field in fields)]
     _require(joined, used)
+    if not _number(joined.table.limit(1).count()):
+        raise DataError(f"file {joined.main.name} has no rows, only columns; write it again")
     _check_label(joined.owners[rule.column], rule)
     _check_present(joined, rule.column)
     _check_present(joined, scenario)

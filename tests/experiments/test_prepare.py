@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 
 from data_pipelines.columns import open_prepared
 from experiments.cli import main
 from experiments.describe import split_facts
-from experiments.safe_text import shorten, visible
+from experiments.safe_text import visible
 from tests.experiments.names import HOSTILE
 
 Shown = pytest.CaptureFixture[str]
@@ -125,6 +127,19 @@ def test_a_line_break_in_a_path_is_refused(raw: Path, tmp_path: Path, capsys: Sh
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+def test_a_table_without_rows_is_refused(name: str, tmp_path: Path, capsys: Shown) -> None:
+    empty = pa.table({column: pa.array([], pa.string()) for column in ("user", "tab", "click")})
+    if name.endswith("csv"):
+        (tmp_path / name).write_text("user,tab,click\n")
+    else:
+        pq.write_table(empty, tmp_path / name)
+    files = [str(tmp_path / name), str(tmp_path / "out")]
+    for scenario in ("tab", "tab=3"):
+        arguments = ["prepare", "table", *files, "--label", "click", "--scenario", scenario]
+        assert f"file {name} has no rows, only columns" in refusal(arguments, capsys)
+
+
 def test_a_scenario_called_overall_is_refused(tmp_path: Path, capsys: Shown) -> None:
     rows = "\n".join(f"u{n % 9},{('home', 'Overall')[n % 2]},{n % 3 // 2}" for n in range(90))
     (tmp_path / "log.csv").write_text(f"user,tab,click\n{rows}")
@@ -157,4 +172,4 @@ def test_tables_of_many_scenarios_with_hostile_names_fit_a_screen(
         np.bincount(rows).tolist()
     )
     for name in HOSTILE[:-1]:
-        assert shorten(visible(name), 16)[:7] in described
+        assert visible(name)[:3] in described
