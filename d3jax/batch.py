@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from d3jax.checks import check_scenarios
 from d3jax.errors import DataError
 from d3jax.typed import from_json
 
@@ -73,6 +74,7 @@ class Schema:
             raise DataError("a schema needs at least one field and one scenario")
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(f"field {repeated[0]!r} appears twice in the schema; rename one")
+        check_scenarios(self.scenarios)
         for field in self.fields:
             if field.size < 1 or field.slots < 1:
                 raise DataError(

@@ -1,8 +1,14 @@
-"""Range checks of settings; each message names the setting, its value and its range."""
+"""Checks of settings and names; each message names the setting, its value and its range."""
 
 from __future__ import annotations
 
-from d3jax.errors import ConfigError
+from collections import Counter
+from collections.abc import Sequence
+
+from d3jax.errors import ConfigError, DataError
+
+OVERALL = "overall"
+"""What metrics and tables call all rows together; no scenario may have that name."""
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
@@ -18,3 +24,15 @@ def widths(name: str, values: tuple[int, ...], *, empty: bool = True) -> None:
     for width in values:
         if width < 1:
             raise ConfigError(f"{name} holds {width}; each width must be at least 1")
+
+
+def check_scenarios(names: Sequence[str]) -> None:
+    """Raises `DataError` for a name that groups of rows can't be told apart by."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"scenario {repeated[0]!r} appears twice; leave one out, or rename it")
+    for name in names:
+        if "".join(filter(str.isprintable, name)).strip().casefold() == OVERALL:
+            raise DataError(
+                f"a scenario is called {name!r}, which can't be told from all rows together; "
+                "rename it in the raw data"
+            )

@@ -5,6 +5,7 @@ This file imports no library, so that the command line can explain itself at onc
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,11 @@ class Format:
                 f"separator is {separator!r}; it must be one ASCII character other than a quote "
                 "or a line end, or the word tab"
             )
-        try:
-            "".encode(self.encoding)
-        except (LookupError, ValueError) as error:
+        if not _reads_text(self.encoding):
             raise ConfigError(
-                f"encoding is {self.encoding!r}, which Python does not know; utf-8, latin-1, gbk "
-                "and utf-16 are some that it does"
-            ) from error
+                f"encoding is {self.encoding!r}, which Python does not know as one of text files; "
+                "utf-8, latin-1, gbk and utf-16 are some that it does"
+            )
 
     def separator_of(self, path: Path) -> str:
         """The separator of a file; raises `DataError` when neither flag nor suffix tells it."""
@@ -57,3 +56,15 @@ class Format:
 def suffix_of(path: Path) -> str:
     """Return the suffix of a file in small letters, that of what is packed for .gz."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _reads_text(encoding: str) -> bool:
+    """Whether text comes back from its bytes one by one, which leaves out codecs such as idna."""
+    sample = "a,b\r\n1,2\n"
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)("ignore")
+        parts = [decoder.decode(bytes([byte])) for byte in sample.encode(encoding)]
+        return "".join(parts) + decoder.decode(b"", final=True) == sample
+    except Exception:
+        # What is no codec of text raises whatever it likes, an AssertionError among others.
+        return False

@@ -6,10 +6,10 @@ click, and age groups are the domains. The files are `::`-separated and in Latin
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,8 +134,16 @@ def _extract(path: Path, folder: Path) -> None:
                     raise DataError(f"{path} has {base} in several folders; keep one of them")
                 with archive.open(members[base]) as member, (folder / base).open("wb") as file:
                     shutil.copyfileobj(member, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}); {_AGAIN}") from error
+    except DataError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # Of the disk, such as a full one; EINVAL is a place before the file's start.
+        # A bad sum, a password, an unknown method or version: zipfile has no error for them all.
+        what = "can't be unpacked" if isinstance(error, RuntimeError) else "is damaged"
+        raise DataError(
+            f"{path} {what} ({error}); {_AGAIN}, or unpack it and give the directory"
+        ) from error
 
 
 def _read(connection: ibis.BaseBackend, path: Path, scratch: Path | None) -> _File:

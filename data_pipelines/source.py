@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from d3jax.checks import check_scenarios
 from d3jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Source:
     `validation_fraction` of them. `time` is a column in whose order things happened, never NULL.
     `dropped` counts the rows that were left out, by reason; `unmatched` those that a joined table
     knows nothing about, by its name; `repeated` those whose event another row has too. `unused`
-    are the columns that nothing was made of.
+    are the columns that nothing was made of. Raises `DataError` for scenarios whose names can't be
+    told apart.
     """
 
     rows: ibis.Table
@@ -94,6 +96,9 @@ class Source:
     unmatched: Mapping[str, int] = field(default_factory=dict)
     repeated: int = 0
     unused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_scenarios(self.scenarios)
 
 
 @dataclass(frozen=True)

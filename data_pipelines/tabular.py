@@ -80,6 +80,8 @@ def read_table(
     used = [rule.column, scenario, *named, *(field.name for field in fields)]
     joined = _join(connection, source, scratch, config, used)
     _require(joined, used)
+    if not _number(joined.table.limit(1).count()):
+        raise DataError(f"file {joined.main.name} has no rows, only columns; write it again")
     fields = tuple(_as_it_came(field, joined) for field in fields)
     _check_label(joined.owners[rule.column], rule)
     _check_numbers(joined, fields)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from d3jax.config import Config, differences
 from d3jax.errors import CheckpointError
@@ -25,6 +24,7 @@ from data_pipelines.loader import steps_per_epoch
 from experiments.evaluate import Evaluated, trainer_for
 from experiments.journal import Journal
 from experiments.run import Run, exclusive, open_run
+from experiments.terminal import Console
 from experiments.train import run_to_end
 
 

@@ -19,14 +19,11 @@ from pathlib import Path
 from signal import SIGKILL, SIGUSR1
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, TrainingError
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.run import open_run
+from experiments.terminal import Console, Table, styled
 
 SYNTHETIC_ROWS = 60_000
 FILES = ("metrics.jsonl", "evaluation.json")
@@ -78,7 +75,7 @@ def chaos(plan: Plan, console: Console) -> None:
         victim += 1
         for kill in _disturbed(plan, data, victim, moments, seconds):
             kills.append(kill)
-            console.print(f"kill {len(kills)} of {plan.kills}: {escape(kill.doing)}")
+            console.print(f"kill {len(kills)} of {plan.kills}: {kill.doing}")
             if len(kills) == plan.kills:
                 break
         _finish(plan, data, victim)
@@ -268,6 +265,7 @@ def _conclude(plan: Plan, differing: dict[int, list[str]], console: Console) -> 
         )
     count = len(_final_arrays(plan.out / "undisturbed"))
     console.print(
-        f"[bold green]the same to the last bit:[/] {len(differing)} runs killed {plan.kills} times "
-        f"and the undisturbed one, in {count} arrays of their checkpoints, {' and '.join(FILES)}"
+        styled("the same to the last bit:", "bold green"),
+        f"{len(differing)} runs killed {plan.kills} times "
+        f"and the undisturbed one, in {count} arrays of their checkpoints, {' and '.join(FILES)}",
     )

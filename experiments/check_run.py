@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from d3jax.errors import CheckpointError
 from d3jax.training.checkpoint import Checkpoints
 from experiments.run import open_run
+from experiments.terminal import Console, Table, styled
 
 
 def is_run(directory: Path) -> bool:
@@ -24,7 +21,7 @@ def check_run(directory: Path, console: Console) -> None:
     Raises `CheckpointError` when one is damaged, or when there is none.
     """
     checkpoints = open_run(directory).checkpoints(writer=False)
-    table = Table(title=f"{escape(str(directory))}: checkpoints")
+    table = Table(title=f"{directory}: checkpoints")
     for column in ("step", "arrays", "bytes"):
         table.add_column(column, justify="right")
     table.add_column("state", overflow="fold")
@@ -47,8 +44,8 @@ def _add_row(table: Table, checkpoints: Checkpoints, step: int) -> bool:
     try:
         arrays = checkpoints.arrays(step)
     except CheckpointError as error:
-        table.add_row(f"{step}", "-", "-", f"[bold red]{escape(str(error))}[/]")
+        table.add_row(f"{step}", "-", "-", styled(str(error), "bold red"))
         return False
     size = sum(array.nbytes for array in arrays.values())
-    table.add_row(f"{step}", f"{len(arrays)}", f"{size:,}", "[green]ok[/]")
+    table.add_row(f"{step}", f"{len(arrays)}", f"{size:,}", styled("ok", "green"))
     return True

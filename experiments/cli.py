@@ -6,7 +6,6 @@ JAX and the data engines are imported by the verb that runs, so that help is ins
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 import tyro
-from rich.console import Console
 
 from d3jax.config import (
     AdapterConfig,
@@ -28,7 +26,7 @@ from d3jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from d3jax.errors import ConfigError, D3jaxError, Preempted
+from d3jax.errors import ConfigError
 from d3jax.options import (
     AdaptDHMOptions,
     AdaSparseOptions,
@@ -47,13 +45,18 @@ from data_pipelines.format import Format
 from experiments.allocator import keep_freed_memory
 from experiments.compile_cache import use_compile_cache
 from experiments.distributed import Processes, together
-from experiments.exits import FAILED, INTERRUPTED, PREEMPTED
+from experiments.endings import ending, without_debug
 from experiments.presets import PRESETS, read_preset, written_by_hand
+from experiments.signals import leave_at_once, leave_on_second_ctrl_c
 from experiments.sources import Preparation
 from experiments.suggestions import FREE, check_names
 from experiments.tables import BACKBONE, Method, find_table, preset_path
+from experiments.terminal import Console, ready_streams
 
-_ABOUT = "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in."
+_ABOUT = (
+    "Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in. After an unforeseen "
+    "error, --debug (or D3JAX_DEBUG=1) shows its traceback."
+)
 
 PresetName = Literal["best", "synthetic", "movielens", "text", "official"]
 TableName = Literal[1, 2, 3, "open"]
@@ -459,26 +462,19 @@ VERBS: dict[str, type] = {verb.__name__.lower(): verb for verb in get_args(Verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console command; exits with 0, 2 for an error, 75 for a run that saved and stopped."""
+    """Runs a verb, by default the process' own; ends with 0 or a code of `exits`."""
+    if arguments is None:
+        leave_at_once()
+        ready_streams()
+        leave_on_second_ctrl_c()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=True)
-    try:
-        verb = parse(arguments)
+    with ending(arguments, console):
+        verb = parse(without_debug(arguments))
         keep_freed_memory()
         if not isinstance(verb, Settings) or verb.compile_cache:
             use_compile_cache()
         verb.run(console)
-    except Preempted as stop:
-        console.print(f"[yellow]{_plain(stop)}[/]", soft_wrap=True)
-        sys.exit(PREEMPTED)
-    except D3jaxError as error:
-        console.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; don't complain when Python flushes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(arguments: Sequence[str]) -> Verb:
@@ -571,11 +567,6 @@ def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
 def _command_line() -> str:
     """The command that was given, for a report."""
     return shlex.join(["d3jax", *sys.argv[1:]])
-
-
-def _plain(error: Exception) -> str:
-    """The message with rich's markup characters taken literally."""
-    return str(error).replace("[", r"\[")
 
 
 if __name__ == "__main__":

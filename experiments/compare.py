@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from d3jax.backbones import refusal
 from d3jax.checks import within
@@ -28,11 +26,12 @@ from experiments.cells import (
 )
 from experiments.comparison_figures import draw_comparison
 from experiments.comparison_html import html
-from experiments.comparison_report import Comparison, markdown, terminal_table, write_csv
+from experiments.comparison_report import Comparison, markdown, terminal_grid, write_csv
 from experiments.presets import read_preset
 from experiments.run import Run, create_run
+from experiments.signals import stop_signals
 from experiments.tables import Method, Table, preset_path
-from experiments.train import stop_signals
+from experiments.terminal import BarColumn, Console, MofNCompleteColumn, Progress, Words
 
 FILE_WIDTH = 120
 
@@ -117,11 +116,11 @@ def write_reports(comparison: Comparison, out: Path) -> None:
     figures = draw_comparison(comparison, out / "figures")
     (out / f"{name}.html").write_text(html(comparison, figures), encoding="utf-8")
     screen = Console()
-    if not screen.is_terminal:
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
         # A file has no width of its own.
         screen = Console(width=FILE_WIDTH)
-    screen.print(terminal_table(comparison, "auc"))
-    screen.print(terminal_table(comparison, "logloss"))
+    screen.print(terminal_grid(comparison, "auc"))
+    screen.print(terminal_grid(comparison, "logloss"))
 
 
 def _trainable(plan: Plan, prepared: Prepared) -> tuple[list[Method], list[str]]:
@@ -226,11 +225,11 @@ def _progress(
 ) -> Iterator[Callable[[int, float], None]]:
     """Yields `show(index, share)`: the cell at work and how much of it is done."""
     columns = (
-        TextColumn("{task.description}"),
+        Words("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
+        Words("{task.percentage:3.0f} %"),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}"),
+        Words("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("cells", total=len(left), left="")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping
-from html import escape
 from pathlib import Path
+from typing import Any
 
 from experiments.comparison_report import (
     INTERVALS,
@@ -18,6 +18,7 @@ from experiments.comparison_report import (
     interval_grid,
     remarks,
 )
+from experiments.safe_text import for_html
 from experiments.statistics import METRICS, TESTED, MetricName, Summary
 
 STYLE = """
@@ -47,21 +48,21 @@ READING = (
 
 def html(comparison: Comparison, figures: Mapping[str, Path]) -> str:
     """The page; `figures` are SVG files by caption, which are put into it."""
-    title = escape(comparison.table.title)
+    title = for_html(comparison.table.title)
     sections = [
         f"<h1>{title}</h1>",
-        f"<p>{escape(LEGEND)}</p>",
-        *([f"<p><code>{escape(comparison.command)}</code></p>"] if comparison.command else []),
-        f"<h2>How to read this</h2><p>{escape(READING)}</p>",
-        *(f"<h2>{escape(TITLES[m])}</h2>{_table(comparison, m)}" for m in METRICS),
-        f"<h2>{escape(INTERVALS)}</h2>{_intervals(comparison)}",
+        f"<p>{for_html(LEGEND)}</p>",
+        *([f"<p><code>{for_html(comparison.command)}</code></p>"] if comparison.command else []),
+        f"<h2>How to read this</h2><p>{for_html(READING)}</p>",
+        *(f"<h2>{for_html(TITLES[m])}</h2>{_table(comparison, m)}" for m in METRICS),
+        f"<h2>{for_html(INTERVALS)}</h2>{_intervals(comparison)}",
         "<h2>Pictures</h2>",
         *(_figure(caption, path) for caption, path in figures.items()),
         *_differences(comparison),
         *_remarks(comparison),
         "<h2>Settings</h2>",
         f"<details><summary>The configuration that the methods change</summary>"
-        f"<pre>{escape(json.dumps(comparison.config.to_json(), indent=1))}</pre></details>",
+        f"<pre>{_lines(comparison.config.to_json())}</pre></details>",
     ]
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + (
@@ -83,14 +84,14 @@ def _intervals(comparison: Comparison) -> str:
 
 def _row(tag: str, texts: list[str], kind: str = "") -> str:
     start = f'<tr class="{kind}">' if kind else "<tr>"
-    return start + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>\n"
+    return start + "".join(f"<{tag}>{for_html(text)}</{tag}>" for text in texts) + "</tr>\n"
 
 
 def _line(comparison: Comparison, metric: MetricName, line: list[str]) -> str:
     method, texts = line[0], line[3:]
     if method not in comparison.methods:
         return _row("td", line, "paper")
-    start = "".join(f"<td>{escape(text)}</td>" for text in line[:3])
+    start = "".join(f"<td>{for_html(text)}</td>" for text in line[:3])
     summaries = (comparison.summaries[method, group, metric] for group in comparison.groups)
     pairs = zip(texts, summaries, strict=True)
     return f"<tr>{start}{''.join(_cell(text, one) for text, one in pairs)}</tr>\n"
@@ -98,7 +99,7 @@ def _line(comparison: Comparison, metric: MetricName, line: list[str]) -> str:
 
 def _cell(text: str, summary: Summary) -> str:
     kind = f' class="{summary.verdict}"' if summary.verdict else ""
-    return f"<td{kind}>{escape(text)}</td>"
+    return f"<td{kind}>{for_html(text)}</td>"
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
@@ -128,16 +129,20 @@ def _tests(comparison: Comparison) -> Iterator[str]:
 def _figure(caption: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure><img alt="{for_html(caption)}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{for_html(caption)}</figcaption></figure>"
     )
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:
     for title, notes in remarks(comparison).items():
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        yield f"<h2>{escape(title)}</h2><ul>{items}</ul>"
+        items = "".join(f"<li>{for_html(note)}</li>" for note in notes)
+        yield f"<h2>{for_html(title)}</h2><ul>{items}</ul>"
 
 
 def _p(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def _lines(settings: dict[str, Any]) -> str:
+    return "\n".join(map(for_html, json.dumps(settings, indent=1).splitlines()))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
-
-from rich.table import Table as TerminalTable
 
 from d3jax.config import Config
 from d3jax.training.metrics import Evaluation
@@ -18,8 +14,10 @@ from experiments.cells import CellResult
 from experiments.markdown import markdown_table
 from experiments.paper import CAVEATS, printed
 from experiments.report import interval_text, number_text
+from experiments.safe_text import csv_writer, for_markdown, markdown_code
 from experiments.statistics import METRICS, MetricName, Summary, summarize
 from experiments.tables import Table
+from experiments.terminal import Grid
 
 TITLES: dict[MetricName, str] = {
     "auc": "AUC",
@@ -93,19 +91,11 @@ class Comparison:
         return next(one for seeds in self.evaluations.values() for one in seeds.values())
 
 
-def terminal_table(comparison: Comparison, metric: MetricName) -> TerminalTable:
+def terminal_grid(comparison: Comparison, metric: MetricName) -> Grid:
     """One metric: a line a method, a column a group."""
-    title = f"{comparison.table.title}: {TITLES[metric]}"
-    table = TerminalTable(title=title, title_justify="left")
     head, *lines = grid(comparison, metric)
-    for index, column in enumerate(head):
-        # Names wrap before numbers do.
-        fixed = 0 < index < 3
-        justify: Literal["left", "right"] = "right" if index else "left"
-        table.add_column(column, justify=justify, no_wrap=fixed, min_width=8 if index > 2 else 5)
-    for line in lines:
-        table.add_row(*(text.replace(" ± 0.", " ±.") for text in line))
-    return table
+    short = [[text.replace(" ± 0.", " ±.") for text in line] for line in lines]
+    return Grid(f"{comparison.table.title}: {TITLES[metric]}", head, short, fixed=3)
 
 
 def grid(comparison: Comparison, metric: MetricName) -> list[list[str]]:
@@ -154,13 +144,13 @@ def cell_text(summary: Summary) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The whole report as Markdown."""
-    parts = [f"# {comparison.table.title}", "", LEGEND]
+    parts = [f"# {for_markdown(comparison.table.title)}", "", LEGEND]
     if comparison.command:
-        parts += ["", f"`{comparison.command}`"]
+        parts += ["", markdown_code(comparison.command)]
     for title, lines in sections(comparison).items():
         parts += ["", f"## {title}", "", *markdown_table(lines[0], lines[1:])]
     for title, notes in remarks(comparison).items():
-        parts += ["", f"## {title}", "", *(f"- {note}" for note in notes)]
+        parts += ["", f"## {title}", "", *(f"- {for_markdown(note)}" for note in notes)]
     return "\n".join(parts) + "\n"
 
 
@@ -196,12 +186,12 @@ def write_csv(path: Path, comparison: Comparison) -> None:
         "p,p_holm,paper,constant_logloss,weights,seconds_per_seed"
     )
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(fields.split(","))
+        write = csv_writer(file)
+        write(fields.split(","))
         for method in comparison.methods:
             for group in comparison.groups:
                 for metric in METRICS:
-                    writer.writerow(_csv_row(comparison, method, group, metric))
+                    write(_csv_row(comparison, method, group, metric))
 
 
 def _csv_row(

@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from d3jax.batch import UNKNOWN
 from data_pipelines.checksums import verify_checksums
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
+from experiments.charts import save_as
+from experiments.report import split_grid
+from experiments.safe_text import for_picture
+from experiments.terminal import Console, Grid
 
 _CHUNK = 1 << 18
 
@@ -44,8 +46,10 @@ def describe(directory: Path, picture: Path | None, console: Console) -> None:
     """Prints tables of the splits and fields, and draws the scenarios when `picture` is given."""
     prepared = open_prepared(directory)
     facts = {split: split_facts(prepared, split) for split in SPLITS}
-    console.print(split_table(prepared, facts))
-    console.print(field_table(prepared, facts))
+    sizes = {split: (fact.rows, fact.clicks) for split, fact in facts.items()}
+    title = f"{prepared.directory}: rows and click rates"
+    console.print(split_grid(title, prepared.schema.scenarios, sizes))
+    console.print(field_grid(prepared, facts))
     if picture is not None:
         draw_scenarios(picture, prepared.schema.scenarios, facts)
         console.print(f"scenarios drawn in {picture}")
@@ -69,39 +73,22 @@ def split_facts(prepared: Prepared, split: str) -> Facts:
     return Facts(sizes[:, 0], sizes[:, 1], distinct, unknown)
 
 
-def split_table(prepared: Prepared, facts: dict[str, Facts]) -> Table:
-    """Rows and click rate of each split and scenario."""
-    table = Table(title=f"{prepared.directory}: rows and click rates")
-    for column in ("scenario", *(f"{split} {what}" for split in facts for what in ("rows", "CTR"))):
-        table.add_column(column, justify="left" if column == "scenario" else "right")
-    for index, name in enumerate(prepared.schema.scenarios):
-        table.add_row(name, *_sizes(facts, slice(index, index + 1)))
-    table.add_section()
-    table.add_row("overall", *_sizes(facts, slice(None)))
-    return table
-
-
-def _sizes(facts: dict[str, Facts], scenarios: slice) -> list[str]:
-    cells = []
-    for fact in facts.values():
-        rows, clicks = int(fact.rows[scenarios].sum()), int(fact.clicks[scenarios].sum())
-        cells += [f"{rows:,}", f"{clicks / rows:.4f}" if rows else "-"]
-    return cells
-
-
-def field_table(prepared: Prepared, facts: dict[str, Facts]) -> Table:
+def field_grid(prepared: Prepared, facts: dict[str, Facts]) -> Grid:
     """Ids of each field, those that the scenarios of train see, and what test has of unknown."""
-    table = Table(title="fields", caption="unknown: no value, a rare one, or one that train lacks")
     names = prepared.schema.scenarios
-    titles = ("field", "ids", *(f"in {name}" for name in names), "unknown in train", "in test")
-    for column in titles:
-        table.add_column(column, justify="left" if column == "field" else "right")
+    head = ("field", "ids", "unknown in train", "in test", *(f"in {name}" for name in names))
     unknown = [_unknown_share(facts[split]) for split in ("train", "test")]
-    for index, field in enumerate(prepared.schema.fields):
-        seen = (f"{count:,}" for count in facts["train"].distinct[:, index])
-        shares = (f"{share[index]:.2%}" for share in unknown)
-        table.add_row(field.name, f"{field.size - 1:,}", *seen, *shares)
-    return table
+    lines = [
+        (
+            field.name,
+            f"{field.size - 1:,}",
+            *(f"{share[index]:.2%}" for share in unknown),
+            *(f"{count:,}" for count in facts["train"].distinct[:, index]),
+        )
+        for index, field in enumerate(prepared.schema.fields)
+    ]
+    note = "unknown: no value, a rare one, or one that train lacks; in a scenario: ids of train"
+    return Grid("fields", head, lines, caption=note)
 
 
 def _unknown_share(facts: Facts) -> Float[np.ndarray, " N"]:
@@ -119,9 +106,9 @@ def draw_scenarios(path: Path, scenarios: tuple[str, ...], facts: dict[str, Fact
         offset = places + (index - (len(facts) - 1) / 2) * width
         sizes.barh(offset, fact.rows, width, label=split)
         rates.barh(offset, fact.clicks / np.maximum(fact.rows, 1), width, label=split)
-    sizes.set_yticks(places, scenarios)
+    sizes.set_yticks(places, list(for_picture(scenarios).values()))
     sizes.invert_yaxis()
     sizes.set_xlabel("rows")
     rates.set_xlabel("click rate")
     figure.legend(*sizes.get_legend_handles_labels(), loc="outside upper center", ncols=len(facts))
-    figure.savefig(path)
+    save_as(figure, path)

@@ -14,11 +14,10 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
-from d3jax.errors import ConfigError, D3jaxError, Preempted
-from experiments.exits import FAILED, INTERRUPTED
+from d3jax.errors import ConfigError, Preempted
+from experiments.endings import tell
+from experiments.terminal import Console
 
 HEARTBEAT = 30
 """Seconds after which JAX gives a silent process up, where `Watch` doesn't notice before."""
@@ -77,14 +76,8 @@ def together(processes: Processes, console: Console) -> Iterator[None]:
     except Preempted:
         _part(watch.done)
         raise
-    except D3jaxError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        _leave(watch.fail, FAILED)
-    except KeyboardInterrupt:
-        _leave(watch.fail, INTERRUPTED)
-    except BaseException:
-        console.print_exception()
-        _leave(watch.fail, 1)
+    except BaseException as error:
+        _leave(watch.fail, tell(error, sys.argv[1:], console))
     _part(watch.done)
 
 

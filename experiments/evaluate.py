@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 
 from d3jax.batch import Batch
 from d3jax.errors import CheckpointError, DataError
@@ -22,6 +20,7 @@ from d3jax.training.step import Scored, TrainState
 from data_pipelines.columns import SPLITS, Prepared
 from data_pipelines.loader import evaluation_batches, steps_per_epoch
 from experiments.run import Run
+from experiments.terminal import Console, styled
 from experiments.unknown import Unknown, unknown_in
 
 RESAMPLES = 1000
@@ -63,7 +62,7 @@ def load_best(run: Run) -> Loaded:
     checkpoints.close()
     console = Console(stderr=True)
     for warning in warnings:
-        console.print(f"[bold red]damaged:[/] {escape(warning)}", soft_wrap=True)
+        console.print(styled("damaged:", "bold red"), warning)
     return Loaded(trainer, restored.state, restored.step)
 
 

@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from experiments.charts import save_as
+from experiments.safe_text import for_picture
+
 
 def attention_heat_map(
     path: Path,
@@ -27,8 +30,8 @@ def attention_heat_map(
     figure = Figure(figsize=(2.4 + 0.62 * len(fields), 1.9 + 0.5 * len(scenarios)), dpi=150)
     axes = figure.subplots()
     image = axes.imshow(ratio, cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread, aspect="auto")
-    axes.set_xticks(range(len(fields)), fields, rotation=35, ha="right")
-    axes.set_yticks(range(len(scenarios)), scenarios)
+    axes.set_xticks(range(len(fields)), list(for_picture(fields).values()), rotation=35, ha="right")
+    axes.set_yticks(range(len(scenarios)), list(for_picture(scenarios).values()))
     axes.set_ylabel("scenario")
     axes.set_title("Attention that each field receives (1 = an even share)", fontsize=10)
     for (row, column), value in np.ndenumerate(ratio):
@@ -47,7 +50,7 @@ def attention_heat_map(
     if marked is not None:
         axes.set_xlabel("outlined: fields whose effect was planted to differ in that scenario")
     figure.colorbar(image, ax=axes, shrink=0.9)
-    figure.savefig(path, bbox_inches="tight")
+    save_as(figure, path, bbox_inches="tight")
 
 
 def _outline(column: int, row: int):  # type: ignore[no-untyped-def]

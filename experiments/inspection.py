@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from d3jax.base import EVALUATION, LossAdapter
 from d3jax.batch import Batch
+from d3jax.checks import OVERALL
 from d3jax.parameters import Tree
 from d3jax.training.fit import balance_start, build_adapter, total_steps
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
@@ -41,6 +41,7 @@ from experiments.figures import attention_heat_map
 from experiments.journal import WRITTEN
 from experiments.report import evaluation_table, number_text, trust_table
 from experiments.run import Run, open_run
+from experiments.terminal import Console
 
 GATE = "gate: share of the row's own weights (specific)"
 MEAN_GATE = "mean gate: share of\nthe row's own weights"
@@ -178,7 +179,7 @@ def read_curves(run: Run) -> tuple[Curve, dict[str, dict[str, Curve]]]:
     def by_group(metric: str) -> dict[str, Curve]:
         curves = {
             group: _curve(lines, f"validation/{group}/{metric}")
-            for group in (*run.schema.scenarios, "overall")
+            for group in (*run.schema.scenarios, OVERALL)
         }
         return {group: curve for group, curve in curves.items() if curve.steps}
 

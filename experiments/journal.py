@@ -8,12 +8,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from d3jax.checks import OVERALL
 from d3jax.training.metrics import Evaluation, Metrics
 from experiments.run import Run
+from experiments.terminal import (
+    BarColumn,
+    Console,
+    MofNCompleteColumn,
+    Progress,
+    TimeRemainingColumn,
+    Words,
+    styled,
+)
 
 WRITTEN = ("logloss", "auc", "gate", "weight")
 """The metrics of an evaluation that go into metrics.jsonl."""
@@ -28,10 +36,12 @@ class Journal(AbstractContextManager["Journal"]):
         self._file = _reopen(run.path("metrics.jsonl"), start).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run.path("tensorboard")), purge_step=start + 1)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            Words("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("[cyan]{task.fields[rate]}[/] rows/s  loss [cyan]{task.fields[loss]}[/]"),
+            Words("{task.fields[rate]}", "cyan"),
+            Words("rows/s  loss"),
+            Words("{task.fields[loss]}", "cyan"),
             TimeRemainingColumn(),
             console=console,
         )
@@ -61,18 +71,18 @@ class Journal(AbstractContextManager["Journal"]):
 
     def evaluated(self, step: int, evaluation: Evaluation, improved: bool) -> None:
         """Writes the validation metrics and prints one line of them."""
-        groups = {"overall": evaluation.overall, **evaluation.scenarios}
+        groups = {OVERALL: evaluation.overall, **evaluation.scenarios}
         self._write(step, {f"validation/{k}/{name}": v for name, k, v in _numbers(groups)})
         overall = evaluation.overall
         self._console.print(
-            f"step {step}: validation AUC {_text(overall.auc)}, logloss {_text(overall.logloss)}"
-            + (" [green](best so far)[/]" if improved else "")
+            f"step {step}: validation AUC {_text(overall.auc)}, logloss {_text(overall.logloss)}",
+            *([styled("(best so far)", "green")] if improved else []),
         )
 
     def skipped(self, step: int, reason: str) -> None:
         """Writes that a step was skipped, and prints why."""
         self._write(step, {"train/skipped": 1.0})
-        self._console.print(f"[yellow]step {step} skipped: {reason}[/]", soft_wrap=True)
+        self._console.print(styled(f"step {step} skipped: {reason}", "yellow"))
 
     def saving(self, step: int) -> None:
         """Puts everything up to the checkpoint on disk before the checkpoint is."""

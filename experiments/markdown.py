@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from experiments.safe_text import for_markdown
+
 
 def markdown_table(
     head: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1
 ) -> list[str]:
-    """The lines of a table; its first `words` columns hold text, the others numbers."""
+    """The lines of a table; its first `words` columns hold text, the others numbers.
+
+    Cells are text as it is, not Markdown.
+    """
     rule = ["---"] * words + ["---:"] * (len(head) - words)
     return [_line(head), _line(rule), *map(_line, lines)]
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(for_markdown(cell) for cell in cells) + " |"

@@ -9,7 +9,6 @@ attention finds the fields that were planted. The same command goes on where it 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from rich.console import Console
 from scipy.stats import rankdata
 
+from d3jax.checks import OVERALL
 from d3jax.config import BackboneName, Config
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.charts import COLOURS, MARKERS, save
@@ -30,7 +29,9 @@ from experiments.comparison_report import Comparison
 from experiments.evaluate import best_possible, planted_fields
 from experiments.markdown import markdown_table
 from experiments.presets import SYNTHETIC
+from experiments.safe_text import csv_writer, for_picture, markdown_code
 from experiments.tables import MLP, TITLES, Table, find_table
+from experiments.terminal import Console
 
 PRECISION = (
     "Of the k fields that get most attention in a scenario, the share of planted ones, k being "
@@ -139,10 +140,10 @@ def outcomes(setting: Setting, comparison: Comparison) -> Iterator[Outcome]:
 def write_table(path: Path, found: Sequence[Outcome]) -> None:
     """One line an outcome, with all digits."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("varied", "value", *Outcome._fields[1:]))
+        write = csv_writer(file)
+        write(("varied", "value", *Outcome._fields[1:]))
         for one in found:
-            writer.writerow((one.setting.varied, one.setting.value, *one[1:]))
+            write((one.setting.varied, one.setting.value, *one[1:]))
 
 
 def markdown(found: Sequence[Outcome], command: str) -> str:
@@ -150,7 +151,7 @@ def markdown(found: Sequence[Outcome], command: str) -> str:
     methods = list(dict.fromkeys(one.method for one in found))
     groups = list(dict.fromkeys(one.group for one in found))
     by = {(one.setting, one.method, one.group): one for one in found}
-    parts = ["# When D3 helps: planted domains", "", f"`{command}`", ""]
+    parts = ["# When D3 helps: planted domains", "", markdown_code(command), ""]
     parts += ["AUC on test rows, mean ± standard deviation over seeds.", ""]
     head = ["varied", "value", "method", *groups]
     lines = []
@@ -186,6 +187,7 @@ def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
     varied = list(dict.fromkeys(one.setting.varied for one in found))
     groups = list(dict.fromkeys(one.group for one in found))
     by = {(one.setting, one.method, one.group): one for one in found}
+    labels = for_picture(groups)
     figure = Figure(figsize=(1.2 + 3.6 * len(varied), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(varied), squeeze=False)[0], varied, strict=True):
         chosen = list(dict.fromkeys(one.setting for one in found if one.setting.varied == name))
@@ -201,18 +203,18 @@ def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
                 gain,
                 yerr=spread,
                 marker=MARKERS[index],
-                color="black" if group == "overall" else COLOURS[index],
+                color="black" if group == OVERALL else COLOURS[index],
                 capsize=2,
                 lw=1.3,
-                label=group,
+                label=labels[group],
             )
         axes.axhline(0.0, color="0.6", lw=1, ls="--")
         axes.set_xticks(places, [f"{setting.value:g}" for setting in chosen])
         axes.set_xlabel(name)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel("AUC gained")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=9)
+    legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside right center", fontsize=9)
     figure.suptitle(f"What {method} adds to {base}", fontsize=10)
     return figure
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from d3jax.batch import UNKNOWN, Batch, Schema
+from d3jax.batch import UNKNOWN, Batch
 from d3jax.data.encoder import Encoder, unknown_rows
 from d3jax.errors import DataError
 from d3jax.training.scoring import score_batches
@@ -24,6 +24,7 @@ from data_pipelines.format import Format
 from data_pipelines.reading import Files, find_files, open_files, raw_batches
 from experiments.evaluate import Loaded, load_best
 from experiments.run import Run
+from experiments.safe_text import for_csv
 from experiments.unknown import Unknown, training_share
 
 SCHEMA = pa.schema({"scenario": pa.string(), "probability": pa.float32()})
@@ -45,6 +46,9 @@ def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted
     """
     encoder, schema = load_encoder(run.described), run.schema
     unknown = np.zeros(schema.num_fields, np.int64)
+    shown = np.asarray(schema.scenarios)
+    if not (out and out.suffix == ".parquet"):
+        shown = np.asarray([for_csv(name) for name in shown])
     total = 0
     with tempfile.TemporaryDirectory() as scratch:
         files = open_files(find_files(source), form, Path(scratch))
@@ -55,7 +59,7 @@ def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted
             with _writer(out) as write:
                 for batch, logits in scored_batches:
                     unknown += unknown_rows(schema, batch.ids)
-                    write(_answers(schema, batch, logits))
+                    write(_answers(shown, batch, logits))
                     total += logits.size
     return Predicted(total, Unknown(run.schema, unknown, total, training_share(run.described)))
 
@@ -69,8 +73,8 @@ def _scored(loaded: Loaded, batches: Iterator[Batch]) -> Iterator[tuple[Batch, n
         yield batch, np.asarray(scored.logits, np.float64)
 
 
-def _answers(schema: Schema, batch: Batch, logits: np.ndarray) -> pa.RecordBatch:
-    names = np.asarray(schema.scenarios)[batch.scenario]
+def _answers(scenarios: np.ndarray, batch: Batch, logits: np.ndarray) -> pa.RecordBatch:
+    names = scenarios[batch.scenario]
     probability = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
     return pa.record_batch([pa.array(names), pa.array(probability)], schema=SCHEMA)
 

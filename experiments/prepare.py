@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ibis
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+import numpy as np
 
 from data_pipelines.columns import SPLITS, Prepared, check_replaceable
 from data_pipelines.disk import full_disk_named
@@ -19,6 +17,8 @@ from data_pipelines.engine import duckdb_engine, spark_engine
 from data_pipelines.prepare import Progress as Advance
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source
+from experiments.report import split_grid
+from experiments.terminal import Console, Grid, Progress
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,21 @@ def prepare_source(
         console.print(line)
 
 
-def summary(prepared: Prepared) -> Table:
-    """Rows and click rate per split, vocabulary sizes in the caption."""
-    sizes = ", ".join(f"{field.name} {field.size:,}" for field in prepared.schema.fields)
-    table = Table(title=str(prepared.directory), caption=f"ids per field: {sizes}")
-    for column in ("split", "rows", "click rate", *prepared.schema.scenarios):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split in SPLITS:
-        rows = prepared.rows(split)
-        scenarios = [int((rows.scenario == s).sum()) for s in range(prepared.schema.num_scenarios)]
-        rate = f"{float(rows.label.mean()):.4f}"
-        table.add_row(split, f"{len(rows.label):,}", rate, *(f"{count:,}" for count in scenarios))
-    return table
+def summary(prepared: Prepared) -> Grid:
+    """Rows and click rate by scenario and split, vocabulary sizes in the caption."""
+    schema = prepared.schema
+    sizes = ", ".join(f"{field.name} {field.size:,}" for field in schema.fields)
+    splits = {split: _sizes(prepared, split) for split in SPLITS}
+    return split_grid(
+        str(prepared.directory), schema.scenarios, splits, caption=f"ids per field: {sizes}"
+    )
+
+
+def _sizes(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and clicks of each scenario."""
+    rows, count = prepared.rows(split), prepared.schema.num_scenarios
+    clicks = np.bincount(rows.scenario, rows.label, count)
+    return np.bincount(rows.scenario, minlength=count), np.rint(clicks).astype(np.int64)
 
 
 def remarks(prepared: Prepared) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Int
+
+from d3jax.checks import OVERALL
 from d3jax.training.metrics import Evaluation, Metrics
+from experiments.terminal import Console, Grid, styled
 from experiments.unknown import Unknown
 
 
-def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None = None) -> Table:
+def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None = None) -> Grid:
     """One line a scenario and one overall; `best` adds the AUC of the planted truth."""
     columns = ["rows", "click rate", "AUC", "logloss", "constant's logloss"]
     return _table(
@@ -30,7 +33,7 @@ def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None
     )
 
 
-def trust_table(evaluation: Evaluation) -> Table:
+def trust_table(evaluation: Evaluation) -> Grid:
     """How sure the AUC is, what users see, and whether probabilities can be taken at their word."""
     return _table(
         "95 % interval of AUC, AUC by user, calibration",
@@ -41,9 +44,29 @@ def trust_table(evaluation: Evaluation) -> Table:
 
 def tell_unknown(unknown: Unknown, console: Console) -> None:
     """Says what of the rows training had not seen, and warns where that is much more than there."""
-    console.print(escape(unknown.report()), soft_wrap=True)
+    console.print(unknown.report())
     for warning in unknown.warnings():
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print(styled("warning:", "yellow"), warning)
+
+
+def split_grid(
+    title: str,
+    scenarios: Sequence[str],
+    splits: Mapping[str, tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"]]],
+    caption: str | None = None,
+) -> Grid:
+    """Rows and click rate of each scenario, and of all, in the splits' (rows, clicks)."""
+    head = ("scenario", *(f"{split} {what}" for split in splits for what in ("rows", "CTR")))
+    lines = [(name, *_sizes(splits, slice(n, n + 1))) for n, name in enumerate(scenarios)]
+    lines.append((OVERALL, *_sizes(splits, slice(None))))
+    return Grid(title, head, lines, caption=caption, apart=[len(scenarios)])
+
+
+def _sizes(splits: Mapping[str, tuple[np.ndarray, np.ndarray]], scenarios: slice) -> Iterator[str]:
+    for rows, clicks in splits.values():
+        count = int(rows[scenarios].sum())
+        yield f"{count:,}"
+        yield f"{int(clicks[scenarios].sum()) / count:.4f}" if count else "-"
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
@@ -61,14 +84,8 @@ def _trust(group: Metrics) -> list[str]:
     return [interval_text(group.auc_interval), *map(number_text, values)]
 
 
-def _table(title: str, columns: list[str], lines: dict[str, list[str]]) -> Table:
-    """A column for the group's name and those given; "overall" stands apart."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("scenario")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, line in lines.items():
-        if name == "overall":
-            table.add_section()
-        table.add_row(name, *line)
-    return table
+def _table(title: str, columns: list[str], lines: dict[str, list[str]]) -> Grid:
+    """A column for the group's name and those given; all rows together stand apart."""
+    apart = [number for number, name in enumerate(lines) if name == OVERALL]
+    rows = [[name, *line] for name, line in lines.items()]
+    return Grid(title, ["scenario", *columns], rows, apart=apart)

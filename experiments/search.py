@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from d3jax.backbones import refusal
 from d3jax.checks import within
@@ -22,9 +23,11 @@ from d3jax.training.fit import Progress, build_trainer, check_config, fit, monit
 from d3jax.training.metrics import Evaluation
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.journal import Silence
+from experiments.signals import stop_signals
 from experiments.spaces import SPACES, check_space
 from experiments.tables import Table
-from experiments.train import stop_signals, training_data
+from experiments.terminal import Console, styled
+from experiments.train import training_data
 
 START_TRIALS = 5
 """Trials at random, before any is drawn by what the others gave or cut short."""
@@ -91,15 +94,22 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     """Runs trials until there are `plan.trials`, then the best few with every seed; writes the one
     with the best mean as a preset.
 
-    The same call goes on with the study's file. Raises `ConfigError` when that file is of other
-    settings or data, `TrainingError` when no trial came to its end or none of the best can be
-    trained with every seed, and `Preempted` when it was asked to stop.
+    The same call goes on with the study's file. Raises `ConfigError` when that file is damaged or
+    of other settings or data, `TrainingError` when no trial came to its end or none of the best
+    can be trained with every seed, and `Preempted` when it was asked to stop.
     """
+    if plan.out.is_dir():
+        raise ConfigError(f"{plan.out} is a folder; name the preset file to write by --out")
     prepared = open_prepared(data)
     check_rows(prepared)
     check_space(plan.space, plan.config)
     # Settings that contradict each other are refused before a trial is made.
     check_config(prepared.schema, plan.config)
+    with _damage_named(plan.storage):
+        return _search(data, plan, prepared, console)
+
+
+def _search(data: Path, plan: Search, prepared: Prepared, console: Console) -> dict[str, Any]:
     study = open_study(plan, prepared)
     if (finished := _finished(plan)) is not None:
         console.print(f"{plan.out} has been found already")
@@ -122,6 +132,19 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     return preset
 
 
+@contextmanager
+def _damage_named(storage: Path) -> Iterator[None]:
+    """Raises `ConfigError` where the study's file can't be read or written."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(
+            f"{storage}, the file of the search's trials, can't be used ({reason}); choose "
+            "another --out, or delete it"
+        ) from error
+
+
 def search_table(data: Path, table: Table, plan: Search, console: Console) -> None:
     """Searches for every method of a table with the same number of trials; `plan.out` is the
     folder of presets, which `d3jax compare --configs` reads. Raises what `search` raises."""
@@ -132,7 +155,7 @@ def search_table(data: Path, table: Table, plan: Search, console: Console) -> No
         if reason is None and plan.space == "paper" and not config.has_balance:
             reason = "it has no balance, which is all that space paper varies"
         if reason is None:
-            console.print(f"[bold]{method.name}[/]")
+            console.print(styled(method.name, "bold"))
             path = plan.out / f"{method.slug}.json"
             search(data, replace(plan, config=config, out=path), console)
         else:

@@ -14,9 +14,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress as Bar
-from rich.table import Table
 
 from d3jax.config import Config, TrainConfig
 from d3jax.errors import ConfigError, TrainingError
@@ -38,6 +35,8 @@ from experiments.journal import Journal
 from experiments.report import number_text
 from experiments.run import Run, create_run
 from experiments.statistics import mean_and_std
+from experiments.terminal import Console, Grid
+from experiments.terminal import Progress as Bar
 from experiments.train import training_data
 
 SILENT = Console(quiet=True)
@@ -63,7 +62,7 @@ def train_seeds(data: Path, config: Config, seeds: int, out: Path, console: Cons
     results = _conclude(prepared, *_train(prepared, runs, console), runs)
     summary = {name: result.to_json() for name, result in results.items()}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    Console().print(summary_table(list(results.values())))
+    Console().print(summary_grid(list(results.values())))
     console.print(f"everything is in {out}")
 
 
@@ -167,23 +166,19 @@ def _conclude(
     return {run.directory.name: result for run, result in zip(runs, results, strict=True)}
 
 
-def summary_table(evaluations: list[Evaluation]) -> Table:
+def summary_grid(evaluations: list[Evaluation]) -> Grid:
     """Mean and standard deviation over seeds, by scenario and overall."""
-    table = Table(
-        title=f"test rows, best weights of {len(evaluations)} seeds", title_justify="left"
-    )
-    table.add_column("scenario")
-    for name in ("AUC", "logloss", "constant's logloss"):
-        table.add_column(name, justify="right")
+    lines = []
     for group in evaluations[0].groups:
         metrics = [evaluation.groups[group] for evaluation in evaluations]
-        table.add_row(
-            group,
-            _spread([m.auc for m in metrics]),
-            _spread([m.logloss for m in metrics]),
-            number_text(metrics[0].constant_logloss),
-        )
-    return table
+        spreads = _spread([m.auc for m in metrics]), _spread([m.logloss for m in metrics])
+        lines.append([group, *spreads, number_text(metrics[0].constant_logloss)])
+    return Grid(
+        f"test rows, best weights of {len(evaluations)} seeds",
+        ["scenario", "AUC", "logloss", "constant's logloss"],
+        lines,
+        apart=[len(lines) - 1],
+    )
 
 
 def _spread(values: list[float | None]) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 
+from d3jax.errors import ConfigError
 from data_pipelines.source import PrepareConfig, Source, TableConfig
+from experiments.terminal import Console
 
 if TYPE_CHECKING:
     from experiments.prepare import Workplace
@@ -41,6 +42,12 @@ class _Prepare(ABC):
         """Prepares the data and shows what came out."""
         from experiments.prepare import prepare_source
 
+        for path in (self.files, self.out):
+            if any(ord(character) < 32 for character in str(path.absolute())):
+                raise ConfigError(
+                    f"the path {str(path)!r} holds a line break or another control character, "
+                    "which the engines can't take; rename it"
+                )
         prepare_source(self.read, self.out, self.config, self.overwrite, self.engine, console)
 
 

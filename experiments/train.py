@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
-from rich.console import Console
-from rich.markup import escape
 
 from d3jax.config import Config
 from d3jax.errors import CheckpointError
@@ -49,6 +45,8 @@ from experiments.run import (
     open_run,
     save_settings,
 )
+from experiments.signals import stop_signals
+from experiments.terminal import Console, styled
 
 
 def start(
@@ -174,7 +172,7 @@ def newest_state(
         return trainer.init(), Progress()
     restored = checkpoints.restore(trainer.abstract)
     for message in restored.damaged:
-        console.print(f"[bold red]damaged:[/] {escape(message)}", soft_wrap=True)
+        console.print(styled("damaged:", "bold red"), message)
     return restored.state, Progress.from_json(restored.progress)
 
 
@@ -195,9 +193,9 @@ def best_state(
         return checkpoints.restore(trainer.abstract, progress.best_step).state, "best weights"
     except CheckpointError as error:
         console.print(
-            f"[bold red]damaged:[/] {escape(str(error))}. The weights of step {progress.step}, "
-            f"the newest, are evaluated instead of the best, those of step {progress.best_step}.",
-            soft_wrap=True,
+            styled("damaged:", "bold red"),
+            f"{error}. The weights of step {progress.step}, the newest, are evaluated instead of "
+            f"the best, those of step {progress.best_step}.",
         )
         return state, "newest weights"
 
@@ -279,25 +277,6 @@ def _locate(prepared: Prepared, config: Config, step: int, position: int) -> str
 def telling_to_stop() -> AbstractContextManager[Callable[[int], bool]]:
     """`stop_signals`, which several processes answer together."""
     return agreed_stop() if jax.distributed.is_initialized() else stop_signals()
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Yields a question that SIGTERM, or the first Ctrl-C, answers with yes."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if number == signal.SIGINT:
-            # A second Ctrl-C means now.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda step: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:

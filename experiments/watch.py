@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 import jax
-from rich.console import Console
 
 from d3jax.training.distributed import gather_bytes
 from experiments.exits import FAILED
 from experiments.lines import greet, open_server, receive
+from experiments.terminal import Console, styled
 
 GRACE = 3.0
 """Seconds for a process to print an error of its own, when another says that it has one."""
@@ -120,10 +120,10 @@ class Watch:
         """The main thread waits in a collective, out of reach of exceptions."""
         with self._last_words:
             self._console.print(
-                f"[bold red]error:[/] process {who} of this run ended, so process "
+                styled("error:", "bold red"),
+                f"process {who} of this run ended, so process "
                 f"{self._process} stops too; see the last words of process {who}. Resume the "
                 "run to go on from its newest checkpoint",
-                soft_wrap=True,
             )
             self._console.show_cursor()
             sys.stdout.flush()

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from d3jax.batch import UNKNOWN
+from d3jax.checks import OVERALL
 from d3jax.training.bootstrap import auc_interval
 
 CALIBRATION_BINS = 10
@@ -77,7 +78,7 @@ class Evaluation:
     @property
     def groups(self) -> dict[str, Metrics]:
         """Every scenario's metrics by name, then those of all rows as "overall"."""
-        return {**self.scenarios, "overall": self.overall}
+        return {**self.scenarios, OVERALL: self.overall}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: {"overall": {...}, "scenarios": {name: {...}}}."""

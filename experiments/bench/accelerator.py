@@ -18,8 +18,6 @@ from typing import Any, Literal, cast
 
 import jax
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from d3jax.batch import Schema
 from d3jax.config import Config, Precision
@@ -34,6 +32,7 @@ from experiments.bench.timing import scoring_rate, training_rate
 from experiments.bench.variants import text_d3, with_update
 from experiments.bench.work import share_of_limit, train_work
 from experiments.bench.workload import WORKLOADS, make_batches, make_schema
+from experiments.terminal import Console, Table
 
 PRODUCTS: dict[str, tuple[str, str | None]] = {
     "bf16": ("bfloat16", None),

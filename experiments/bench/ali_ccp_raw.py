@@ -19,12 +19,11 @@ from string import Template
 
 import duckdb
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from data_pipelines.ali_ccp import RECIPE, ali_ccp
 from data_pipelines.engine import MEMORY, duckdb_engine
 from data_pipelines.prepare import prepare
+from experiments.terminal import Console, Progress
 
 ROWS_PER_KEY = 58
 

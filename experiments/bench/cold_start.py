@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 
 import tyro
-from rich.console import Console
-from rich.table import Table
+
+from experiments.terminal import Console, Table
 
 HELP = [sys.executable, "-c", "from experiments.cli import main; main(['--help'])"]
 FIRST_STEP = [sys.executable, "-m", "experiments.bench.first_step", "train"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import tyro
-from rich.console import Console
-from rich.table import Table
+
+from experiments.terminal import Console, Table
 
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]

@@ -10,9 +10,8 @@ import sys
 from typing import NoReturn
 from unittest.mock import patch
 
-from rich.console import Console
-
 from experiments import cli
+from experiments.terminal import Console
 
 
 def main() -> None:

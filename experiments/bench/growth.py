@@ -15,8 +15,6 @@ from statistics import median
 from typing import NamedTuple
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from experiments.bench.children import ChildError, Request, ask
 from experiments.bench.outputs import check_outputs
@@ -24,6 +22,7 @@ from experiments.bench.rank import variant_of
 from experiments.bench.variants import Family, Variant, reference, with_update
 from experiments.bench.workload import FIELD_COUNTS, SCENARIO_COUNTS
 from experiments.markdown import markdown_table
+from experiments.terminal import Console, Table
 
 HEADINGS = ("step", "model", "ms", "rows/s", "scored rows/s", "peak GB")
 

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from data_pipelines.columns import Rows
 from data_pipelines.loader import training_batches
+from experiments.terminal import Console, Table
 
 
 @dataclass(frozen=True)

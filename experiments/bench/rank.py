@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from experiments.bench.children import Request
 from experiments.bench.limits import measure_limits
@@ -24,6 +23,7 @@ from experiments.bench.results import make_line, results_table
 from experiments.bench.turns import take_turns
 from experiments.bench.variants import Variant, text_d3, with_update
 from experiments.bench.workload import WORKLOADS
+from experiments.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass
 
 import tyro
-from rich.console import Console
+
+from experiments.terminal import Console
 
 GIGABYTE = 1e9
 

@@ -15,13 +15,12 @@ from statistics import median
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.training.fit import Trainer, build_trainer
 from d3jax.training.sharding import place_batch
+from experiments.terminal import Console, Table
 
 UPDATES = {
     "dense": OptimizerConfig(embedding_update="dense"),

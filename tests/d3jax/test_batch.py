@@ -126,3 +126,15 @@ def test_check_agrees_with_a_row_by_row_reading(row: int, slot: int, value: int)
     else:
         with pytest.raises(DataError, match=f"{owner.name}.*id {value} in row {row} "):
             SCHEMA.check(ids, np.zeros(7, np.int32))
+
+
+@pytest.mark.parametrize("name", ["overall", "Overall", " OVERALL\t", "over\u200ball"])
+def test_no_scenario_is_called_as_all_rows_are(name: str) -> None:
+    with pytest.raises(DataError, match=r"can't be told from all rows together; rename it"):
+        dataclasses.replace(SCHEMA, scenarios=("home", name))
+    assert dataclasses.replace(SCHEMA, scenarios=("home", "over all", "overall 2"))
+
+
+def test_no_scenario_appears_twice() -> None:
+    with pytest.raises(DataError, match=r"scenario 'home' appears twice; leave one out"):
+        dataclasses.replace(SCHEMA, scenarios=("home", "home"))

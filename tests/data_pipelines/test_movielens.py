@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import ibis
@@ -245,6 +246,31 @@ def test_damaged_zip(directory: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"ml-1m.zip is damaged \(.*\); download the file again"):
         opened(path).__enter__()
+
+
+def test_locked_zip(directory: Path) -> None:
+    path = zipped(directory, "")
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for start in [n for n in range(len(content)) if content[n : n + 4] == mark]:
+            content[start + place] |= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"ml-1m.zip can't be unpacked \(.*password.*or unpack it and give the dir"
+    ):
+        opened(path).__enter__()
+
+
+def test_no_byte_of_a_zip_brings_another_error(directory: Path) -> None:
+    path = zipped(directory, "")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for flipped in (0xFF, 0x01, 0x08):
+            content = bytearray(whole)
+            content[place] ^= flipped
+            path.write_bytes(content)
+            with suppress(DataError), opened(path):
+                pass
 
 
 def lines_of(directory: Path, name: str) -> list[list[str]]:

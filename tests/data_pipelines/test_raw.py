@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import tempfile
 from contextlib import nullcontext
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import Any
 
@@ -425,3 +427,20 @@ def test_keys_are_unique_with_their_places(read: Any) -> None:
     with pytest.raises(DataError, match=message):
         check_unique(raw, "user")
     check_unique(raw, "age")
+
+
+@pytest.mark.parametrize("encoding", sorted({*aliases.values(), *aliases, "idna", "punycode", ""}))
+def test_an_encoding_is_one_by_which_text_comes_back_in_parts(encoding: str) -> None:
+    """So that none is found wanting while a file is read."""
+    try:
+        Format(encoding=encoding)
+    except ConfigError as error:
+        refused = str(error)
+    else:
+        content = "a,b\n1,2\n".encode(encoding)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        text = "".join(decoder.decode(content[n : n + 1]) for n in range(len(content)))
+        assert text + decoder.decode(b"", final=True) == "a,b\n1,2\n"
+        return
+    assert f"encoding is {encoding!r}, which Python does not know as one of text files" in refused
+    assert encoding not in ("utf_8", "latin_1", "gbk", "utf_16", "utf_16_le", "shift_jis")

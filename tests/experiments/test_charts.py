@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from d3jax.errors import ConfigError
 from d3jax.training.metrics import calibration
+from experiments import charts
 from experiments.charts import (
     Curve,
     Spread,
@@ -18,8 +22,11 @@ from experiments.charts import (
     learning_curves,
     method_dots,
     save,
+    save_as,
     start_ratio_lines,
 )
+from experiments.safe_text import for_picture
+from tests.experiments.names import HOSTILE
 
 SPREAD = Spread(np.array([[0.7, 0.8], [0.72, 0.79]]), np.array([[0.01, np.nan], [0.02, 0.03]]))
 
@@ -114,3 +121,63 @@ def test_colours_and_markers_suffice_for_many_groups(count: int) -> None:
     lines = figure.axes[1].lines
     styles = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
     assert len(styles) == count
+
+
+NUMBERS = {name: np.linspace(0.1, 0.9, 20) for name in HOSTILE}
+CURVES = {name: Curve([1, 2], [0.5, 0.6]) for name in HOSTILE}
+BINS = {name: calibration(values, values.round()) for name, values in NUMBERS.items()}
+EVEN = np.full((len(HOSTILE), len(HOSTILE)), 0.5)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        method_dots(HOSTILE[:2], HOSTILE, Spread(EVEN[:2], EVEN[:2]), "AUC"),
+        method_dots(HOSTILE, HOSTILE[:2], Spread(EVEN[:, :2], EVEN[:, :2]), "AUC"),
+        start_ratio_lines([0.0, 1.0], HOSTILE, Spread(EVEN[:2], EVEN[:2]), (HOSTILE[2], EVEN[0])),
+        learning_curves(Curve([1], [0.5]), CURVES, CURVES, 1),
+        balance_curves(CURVES, "weight", 1, 1),
+        calibration_curves(BINS, dict.fromkeys(HOSTILE, "")),
+        distributions(NUMBERS, "weight"),
+    ],
+)
+def test_names_are_shown_as_they_are(figure: Figure, tmp_path: Path) -> None:
+    """Warnings, such as of a missing glyph, are errors here."""
+    save(figure, tmp_path / "picture")
+    shown = {re.sub(r"\s", "", text.get_text()) for text in figure.findobj(Text)}
+    labels = for_picture(HOSTILE).values()
+    found = [label for label in labels if any(re.sub(r"\s", "", label) in text for text in shown)]
+    assert len(found) >= len(HOSTILE)
+
+
+def test_every_picture_is_tried() -> None:
+    made = {
+        name
+        for name, made in vars(charts).items()
+        if callable(made) and getattr(made, "__annotations__", {}).get("return") == "Figure"
+    }
+    assert made == {
+        *("method_dots", "start_ratio_lines", "learning_curves", "balance_curves"),
+        *("calibration_curves", "distributions"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.foo", r"x.foo has the suffix of no picture; name it .png, .svg or .pdf"),
+        ("x", r"has the suffix of no picture"),
+        ("file/x.png", r"can't write the picture .*file/x.png \(.*\); choose another place"),
+        ("folder.png", r"can't write the picture .*folder.png \(Is a directory\)"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_named(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        save_as(Figure(), tmp_path / name)
+
+
+def test_a_picture_makes_its_folder(tmp_path: Path) -> None:
+    save_as(Figure(), tmp_path / "new" / "x.png")
+    assert (tmp_path / "new" / "x.png").is_file()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,20 @@ def test_a_run_keeps_its_programs_unless_told_not_to(
     assert (tmp_path / "run" / "evaluation.json").exists()
     programs = tmp_path / "d3jax" / "programs"
     assert (programs.is_dir() and any(programs.iterdir())) == kept
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert cache_directory() is None
+    use_compile_cache()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_directory() == Path("/caches/d3jax/programs")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_directory() is None

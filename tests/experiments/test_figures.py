@@ -10,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from experiments.figures import attention_heat_map
+from tests.experiments.names import HOSTILE
 
 FIELDS = ["scenario", "user", "age"]
 ATTENTION = np.array([[0.2, 0.2, 0.6], [0.4, 0.3, 0.3]])
@@ -70,3 +71,9 @@ def test_a_scenario_without_rows_leaves_a_picture(tmp_path: Path) -> None:
 
 def test_a_trained_run_has_one(trained: Path) -> None:
     assert size(trained / "figures" / "attention.png")[0] > 500
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    even = np.full((len(HOSTILE), len(HOSTILE)), 1 / len(HOSTILE))
+    attention_heat_map(tmp_path / "a.png", even, HOSTILE, HOSTILE)
+    assert size(tmp_path / "a.png")[0] > 500

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rich.cells import cell_len
 
 from data_pipelines.columns import open_prepared
 from experiments.cli import main
 from experiments.describe import split_facts
+from experiments.safe_text import visible
+from tests.experiments.names import HOSTILE
 
 Shown = pytest.CaptureFixture[str]
 
@@ -113,3 +119,57 @@ def test_facts_are_those_of_a_plain_count(prepared: Path) -> None:
             for f in range(4):
                 assert facts.distinct[s, f] == len(set(mine[:, f].tolist()) - {0})
                 assert facts.unknown[s, f] == (mine[:, f] == 0).sum()
+
+
+def test_a_line_break_in_a_path_is_refused(raw: Path, tmp_path: Path, capsys: Shown) -> None:
+    shown = refusal(flags(raw, tmp_path / "o\nut"), capsys)
+    assert r"/o\nut' holds a line break or another control character, which the engines" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+def test_a_table_without_rows_is_refused(name: str, tmp_path: Path, capsys: Shown) -> None:
+    empty = pa.table({column: pa.array([], pa.string()) for column in ("user", "tab", "click")})
+    if name.endswith("csv"):
+        (tmp_path / name).write_text("user,tab,click\n")
+    else:
+        pq.write_table(empty, tmp_path / name)
+    files = [str(tmp_path / name), str(tmp_path / "out")]
+    for scenario in ("tab", "tab=3"):
+        arguments = ["prepare", "table", *files, "--label", "click", "--scenario", scenario]
+        assert f"file {name} has no rows, only columns" in refusal(arguments, capsys)
+
+
+def test_a_scenario_called_overall_is_refused(tmp_path: Path, capsys: Shown) -> None:
+    rows = "\n".join(f"u{n % 9},{('home', 'Overall')[n % 2]},{n % 3 // 2}" for n in range(90))
+    (tmp_path / "log.csv").write_text(f"user,tab,click\n{rows}")
+    files = [str(tmp_path / "log.csv"), str(tmp_path / "out")]
+    shown = refusal(["prepare", "table", *files, "--label", "click", "--scenario", "tab"], capsys)
+    assert "a scenario is called 'Overall', which can't be told from all rows together" in shown
+
+
+def test_tables_of_many_scenarios_with_hostile_names_fit_a_screen(
+    tmp_path: Path, capsys: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [*HOSTILE[:-1], *(f"{'tab' * 20}{n}" for n in range(9))]
+    with (tmp_path / "log.csv").open("w", newline="", encoding="utf-8") as file:
+        write = csv.writer(file).writerow
+        write(["user", "tab", "click"])
+        for number in range(60 * len(names)):
+            write([f"u{number % 31}", names[number % len(names)], int(number % 7 < 2)])
+    monkeypatch.setenv("COLUMNS", "80")
+    files = [str(tmp_path / "log.csv"), str(tmp_path / "out[/b]")]
+    main(["prepare", "table", *files, "--label", "click", "--scenario", "tab", "--user", "user"])
+    prepared = capsys.readouterr().out + capsys.readouterr().err
+    main(["describe", files[1]])
+    described = capsys.readouterr().out
+    rows = open_prepared(tmp_path / "out[/b]").rows("train").scenario
+    for text in (prepared, described):
+        lines = [line for line in text.splitlines() if "│" in line]
+        assert all(cell_len(line) <= 80 for line in lines)
+    table = [line for line in described.splitlines() if line.count("│") == 8]
+    assert [int(line.split("│")[2].replace(",", "")) for line in table[: len(names)]] == (
+        np.bincount(rows).tolist()
+    )
+    for name in HOSTILE[:-1]:
+        assert visible(name)[:3] in described

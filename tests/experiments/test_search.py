@@ -409,3 +409,27 @@ def test_nonsense_is_refused(
         main(["search", str(prepared), "--out", str(tmp_path / "x.json"), *flags])
     assert message in said(capsys)
     assert not (tmp_path / "x.db").exists()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "folder", "half"])
+def test_a_damaged_file_of_trials_is_named(
+    damage: str, prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    given = plan(tmp_path, trials=2)
+    if damage == "garbage":
+        given.storage.write_text("garbage")
+    elif damage == "folder":
+        given.storage.mkdir()
+    else:
+        search(prepared, given, QUIET)
+        given.out.unlink()
+        content = given.storage.read_bytes()
+        given.storage.write_bytes(content[:4096] + b"x" * (len(content) - 4096))
+    with pytest.raises(ConfigError, match=r"file of the search's trials, can't be used \(.*--out"):
+        search(prepared, given, QUIET)
+
+
+def test_a_folder_is_no_preset_file(prepared: Path, tmp_path: Path) -> None:
+    folder = replace(plan(tmp_path, trials=1), out=tmp_path)
+    with pytest.raises(ConfigError, match=r"is a folder; name the preset file to write by --out"):
+        search(prepared, folder, QUIET)
