@@ -143,6 +143,7 @@ def run_to_end(
         state, progress = fit(
             trainer, settings, data, state, progress, checkpoints, observer, should_stop
         )
+    checkpoints.prove(progress.step)
     state, weights = best_state(trainer, checkpoints, state, progress, console)
     checkpoints.close()
     result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
