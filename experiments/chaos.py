@@ -236,13 +236,12 @@ def differences(ours: Path, theirs: Path) -> list[str]:
 
 def _final_arrays(directory: Path) -> dict[str, bytes]:
     """The arrays of every checkpoint that a run kept: parameters, moments, adapter state, key."""
-    checkpoints = open_run(directory).checkpoints(writer=False)
-    arrays = {
-        f"checkpoint {step}, {name}": array.tobytes()
-        for step in checkpoints.steps()
-        for name, array in checkpoints.arrays(step).items()
-    }
-    checkpoints.close()
+    with open_run(directory).checkpoints(writer=False) as checkpoints:
+        arrays = {
+            f"checkpoint {step}, {name}": array.tobytes()
+            for step in checkpoints.steps()
+            for name, array in checkpoints.arrays(step).items()
+        }
     if not arrays:
         raise CheckpointError(f"{directory} has no checkpoint; see its log beside it")
     return arrays

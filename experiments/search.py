@@ -185,21 +185,20 @@ def train_on_validation(
     """Trains once and returns the best monitored value on the validation rows."""
     data = training_data(prepared, config)
     trainer = build_trainer(prepared.schema, config, data.steps_per_epoch)
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = Checkpoints(Path(scratch) / "checkpoints", {}, writer=True)
-        try:
-            _, progress = fit(
-                trainer,
-                config.train,
-                data,
-                trainer.init(),
-                Progress(),
-                checkpoints,
-                Watcher(config, report),
-                should_stop,
-            )
-        finally:
-            checkpoints.close()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Checkpoints(Path(scratch) / "checkpoints", {}, writer=True) as checkpoints,
+    ):
+        _, progress = fit(
+            trainer,
+            config.train,
+            data,
+            trainer.init(),
+            Progress(),
+            checkpoints,
+            Watcher(config, report),
+            should_stop,
+        )
     assert progress.best_metric is not None
     return progress.best_metric
 

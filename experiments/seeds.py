@@ -158,11 +158,10 @@ def _conclude(
     size = runs[0].config.train.batch_size
     results = _evaluations(ensemble, together, prepared, "test", size)
     for run, seed, result in zip(runs, seeds, results, strict=True):
-        checkpoints = run.checkpoints(writer=True)
         step = seed.progress.best_step
         assert step is not None
-        checkpoints.save(step, seed.best, replace(seed.progress, step=step).to_json())
-        checkpoints.close()
+        with run.checkpoints(writer=True) as checkpoints:
+            checkpoints.save(step, seed.best, replace(seed.progress, step=step).to_json())
         run.write_json("evaluation.json", result.to_json())
     return {run.directory.name: result for run, result in zip(runs, results, strict=True)}
 

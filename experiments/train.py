@@ -136,16 +136,15 @@ def run_to_end(
     `observing(start)` observes the steps after `start`. Raises what `fit` raises.
     """
     settings = run.config.train
-    checkpoints = run.checkpoints(writer=True)
-    state, progress = newest_state(trainer, checkpoints, console)
-    data = training_data(prepared, run.config)
-    with observing(progress.step) as observer:
-        state, progress = fit(
-            trainer, settings, data, state, progress, checkpoints, observer, should_stop
-        )
-    checkpoints.prove(progress.step)
-    state, weights = best_state(trainer, checkpoints, state, progress, console)
-    checkpoints.close()
+    with run.checkpoints(writer=True) as checkpoints:
+        state, progress = newest_state(trainer, checkpoints, console)
+        data = training_data(prepared, run.config)
+        with observing(progress.step) as observer:
+            state, progress = fit(
+                trainer, settings, data, state, progress, checkpoints, observer, should_stop
+            )
+        checkpoints.prove(progress.step)
+        state, weights = best_state(trainer, checkpoints, state, progress, console)
     result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
     return Ended(progress, result, weights)
 

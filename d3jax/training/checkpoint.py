@@ -9,7 +9,7 @@ checkpoints none is used.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,7 +53,7 @@ class Writing(NamedTuple):
     response: Any
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run, in one directory.
 
     `identity` is what must be the same for a checkpoint to be continued: the run's configuration
@@ -175,6 +175,10 @@ class Checkpoints:
         if missing:
             raise self._unreadable(step, f"{len(missing)} arrays are missing, first {missing[0]}")
         self._proven = True
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes them."""
+        self.close()
 
     def close(self) -> None:
         """Waits, then releases Orbax' threads, also when the write has failed."""
