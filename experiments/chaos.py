@@ -24,7 +24,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from d3jax.config import Config
+from d3jax.disk import writing
 from d3jax.errors import CheckpointError, ConfigError, TrainingError
+from d3jax.owned import check_free
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.run import open_run
 
@@ -67,7 +69,8 @@ class Kill(NamedTuple):
 
 def chaos(plan: Plan, console: Console) -> None:
     """Prints a table of the kills and the verdict; raises `TrainingError` for a difference."""
-    data = _lay_out(plan, console)
+    with writing(plan.out):
+        data = _lay_out(plan, console)
     seconds, steps = _undisturbed(plan, data)
     console.print(f"undisturbed: {steps} steps in about {seconds:.1f} s; now {plan.kills} kills")
     kills: list[Kill] = []
@@ -91,9 +94,8 @@ def _lay_out(plan: Plan, console: Console) -> Path:
     """Makes the folder with the settings; returns the data, made up when none is given."""
     if plan.kills < 1:
         raise ConfigError(f"kills is {plan.kills}; it must be at least 1")
-    if plan.out.exists():
-        raise ConfigError(f"{plan.out} exists; choose another --out")
-    plan.out.mkdir(parents=True)
+    check_free(plan.out, (), False, "choose another --out")
+    plan.out.mkdir(parents=True, exist_ok=True)
     settings = json.dumps({"config": plan.config.to_json()}, indent=2)
     (plan.out / "settings.json").write_text(settings + "\n", encoding="utf-8")
     console.print(f"everything goes to {plan.out}")

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from d3jax.batch import UNKNOWN
+from d3jax.disk import writing
+from d3jax.owned import check_output
 from data_pipelines.checksums import verify_checksums
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
 
@@ -43,11 +45,15 @@ def check(directory: Path, console: Console) -> None:
 def describe(directory: Path, picture: Path | None, console: Console) -> None:
     """Prints tables of the splits and fields, and draws the scenarios when `picture` is given."""
     prepared = open_prepared(directory)
+    if picture is not None:
+        check_output(picture, ours=_is_picture)
     facts = {split: split_facts(prepared, split) for split in SPLITS}
     console.print(split_table(prepared, facts))
     console.print(field_table(prepared, facts))
     if picture is not None:
-        draw_scenarios(picture, prepared.schema.scenarios, facts)
+        with writing(picture):
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw_scenarios(picture, prepared.schema.scenarios, facts)
         console.print(f"scenarios drawn in {picture}")
 
 
@@ -106,6 +112,12 @@ def field_table(prepared: Prepared, facts: dict[str, Facts]) -> Table:
 
 def _unknown_share(facts: Facts) -> Float[np.ndarray, " N"]:
     return facts.unknown.sum(axis=0) / facts.rows.sum()
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is a picture that Matplotlib drew, as it says at the beginning."""
+    with path.open("rb") as file:
+        return b"Matplotlib" in file.read(1000)
 
 
 def draw_scenarios(path: Path, scenarios: tuple[str, ...], facts: dict[str, Facts]) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from d3jax.batch import UNKNOWN, Batch
 from d3jax.errors import DataError
+from d3jax.owned import check_output
 from d3jax.training.scoring import score_batches
 from data_pipelines.encoder import Encoder, load_encoder, read_batches
 from experiments.evaluate import load_best
@@ -29,6 +30,8 @@ def predict(run: Run, rows: Path, out: Path | None) -> int:
     `out` is .csv or .parquet, standard output as CSV when None; it is written under another name
     first, so a failure leaves no half of it. Returns the number of rows.
     """
+    if out is not None:
+        check_output(out, inputs=[rows])
     loaded = load_best(run)
     encoder = load_encoder(run.described)
     size = run.config.train.batch_size
