@@ -57,10 +57,6 @@ class Search:
     def __post_init__(self) -> None:
         within("trials", self.trials, 1, 100_000)
         within("seeds", self.seeds, 1, 1000)
-        if self.out.suffix == ".db" or not self.out.name:
-            raise ConfigError(
-                f"out is {str(self.out)!r}; name a .json file, beside which a .db goes"
-            )
 
     @property
     def storage(self) -> Path:
@@ -99,8 +95,9 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     with the best mean as a preset.
 
     The same call goes on with the study's file. Raises `ConfigError` when that file is of other
-    settings or data, `OutputError` when a file of others is in the way, `TrainingError` when no trial came to its end or none of the best can be
-    trained with every seed, and `Preempted` when it was asked to stop.
+    settings or data, `OutputError` when something else lies in its place, `TrainingError` when no
+    trial came to its end or none of the best can be trained with every seed, and `Preempted` when
+    it was asked to stop.
     """
     prepared = open_prepared(data)
     check_rows(prepared)
@@ -108,6 +105,8 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     # Settings that contradict each other are refused before a trial is made.
     check_config(prepared.schema, plan.config)
     check_output(plan.out, ours=is_found)
+    if plan.out == plan.storage:
+        raise ConfigError(f"out is {str(plan.out)!r}; name a .json file, for a .db goes beside it")
     study = open_study(plan, prepared)
     if (finished := _finished(plan)) is not None:
         console.print(f"{plan.out} has been found already")
@@ -157,8 +156,7 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
         "schema": json.loads(json.dumps(prepared.schema.to_json())),
         "data": prepared.provenance,
     }
-    direction = "minimize" if plan.lower_is_better else "maximize"
-    study = open_study_file(plan.storage, identity, direction)
+    study = open_study_file(plan.storage, identity, plan.lower_is_better)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=START_TRIALS, n_warmup_steps=1)
     if changed := differences(completed(study.user_attrs[IDENTITY]), completed(identity)):
         raise ConfigError(

@@ -6,8 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Literal
 
 import optuna
 
@@ -30,7 +29,9 @@ def check_study_file(path: Path) -> None:
     if not path.exists():
         return
     try:
-        with closing(sqlite3.connect(f"{_uri(path)}?mode=ro", uri=True)) as connection:
+        # Read only, so that SQLite changes nothing.
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
             [(found,)] = connection.execute(_OURS, (NAME, IDENTITY))
     except sqlite3.Error:
         found = 0
@@ -41,21 +42,21 @@ def check_study_file(path: Path) -> None:
         )
 
 
-def open_study_file(path: Path, identity: dict[str, Any], direction: str) -> optuna.Study:
+def open_study_file(path: Path, identity: dict[str, Any], minimize: bool) -> optuna.Study:
     """The study in a file; one that isn't there is made, whole, with its `identity`."""
     check_study_file(path)
     with writing(path):
         if not path.exists():
-            with replacing(path) as draft, _storage(draft) as storage:
+            with replacing(path) as draft, _closing_storage(draft) as storage:
+                direction: Literal["minimize", "maximize"] = "minimize" if minimize else "maximize"
                 study = optuna.create_study(storage=storage, study_name=NAME, direction=direction)
                 study.set_user_attr(IDENTITY, identity)
-        return optuna.load_study(storage=_url(path), study_name=NAME)
+        return optuna.load_study(storage=_storage(path), study_name=NAME)
 
 
 @contextmanager
-def _storage(path: Path) -> Iterator[optuna.storages.RDBStorage]:
-    """A database that is closed after the block."""
-    storage = optuna.storages.RDBStorage(_url(path))
+def _closing_storage(path: Path) -> Iterator[optuna.storages.RDBStorage]:
+    storage = _storage(path)
     try:
         yield storage
     finally:
@@ -63,10 +64,11 @@ def _storage(path: Path) -> Iterator[optuna.storages.RDBStorage]:
         storage.engine.dispose()
 
 
-def _url(path: Path) -> str:
-    return f"sqlite:///{_uri(path)}?uri=true"
+def _storage(path: Path) -> optuna.storages.RDBStorage:
+    """Optuna's storage in a file. SQLite gets the path itself, for in a URL some characters mean
+    something."""
 
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path.resolve(), timeout=60, check_same_thread=False)
 
-def _uri(path: Path) -> str:
-    """The path as SQLite takes it literally, whatever characters it has."""
-    return f"file:{quote(str(path.resolve()))}"
+    return optuna.storages.RDBStorage("sqlite:///search.db", engine_kwargs={"creator": connect})

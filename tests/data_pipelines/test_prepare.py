@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ibis
 import numpy as np
@@ -16,7 +18,8 @@ import pyarrow as pa
 import pytest
 
 from d3jax.batch import Field
-from d3jax.errors import ConfigError, DataError
+from d3jax.errors import ConfigError, DataError, OutputError
+from data_pipelines import columns
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
 from data_pipelines.fields import value_pairs
 from data_pipelines.prepare import prepare
@@ -442,3 +445,35 @@ def test_existing_directory_needs_overwrite(tmp_path: Path) -> None:
 def test_config_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PrepareConfig(**settings)
+
+
+def test_nothing_stays_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the first array gets its header."""
+
+    def fail(file: BinaryIO, dtype: type[np.generic], shape: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(columns, "_write_header", fail)
+    connection = ibis.duckdb.connect()
+    numbers = range(100)
+    rows = {
+        "user": [str(n) for n in numbers],
+        "label": [n % 2 for n in numbers],
+        "scenario": [0 for _ in numbers],
+    }
+    connection.con.register("raw", pa.table(rows))
+    source = Source(
+        rows=connection.table("raw"),
+        fields=(FieldSource("user"),),
+        scenarios=("a",),
+        scenario_field="user",
+        scenario_values={},
+        key=("user",),
+        label_rule="label",
+    )
+    with pytest.raises(OutputError, match=r"no space is left on .*out; free about three times the"):
+        prepare(source, tmp_path / "out", PrepareConfig())
+    assert list(tmp_path.iterdir()) == []
