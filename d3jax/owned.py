@@ -79,6 +79,7 @@ def building(
     replaces: Sequence[str] = (),
     cure: str = "choose another directory or pass --overwrite",
     inputs: Sequence[Path] = (),
+    need: str = "some",
 ) -> Iterator[Path]:
     """Yields a new folder that becomes `directory` when the block succeeds, and never half of it.
 
@@ -87,7 +88,7 @@ def building(
     folder is lost. Raises what `check_free` and `writing` raise.
     """
     kinds = (kind, *replaces)
-    with writing(directory):
+    with writing(directory, need):
         check_free(directory, kinds, overwrite, cure, inputs)
         place = directory.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -120,12 +120,16 @@ def check_replaceable(directory: Path, overwrite: bool) -> None:
 
 
 def building(
-    directory: Path, overwrite: bool = False, kind: str = "prepared", inputs: Sequence[Path] = ()
+    directory: Path,
+    overwrite: bool = False,
+    kind: str = "prepared",
+    inputs: Sequence[Path] = (),
+    need: str = "some",
 ) -> AbstractContextManager[Path]:
     """`owned.building` of a prepared directory; `prepare` may replace made-up data, but what is
     made up replaces only its like."""
     replaces = ("synthetic",) if kind == "prepared" else ()
-    return owned.building(directory, kind, overwrite, replaces, inputs=inputs)
+    return owned.building(directory, kind, overwrite, replaces, inputs=inputs, need=need)
 
 
 def write_rows(

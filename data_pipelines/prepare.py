@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d3jax.batch import EMPTY, UNKNOWN, Schema
-from d3jax.disk import writing
 from d3jax.errors import DataError
 from data_pipelines.checksums import sha256, write_checksums
 from data_pipelines.columns import (
@@ -58,7 +57,7 @@ def prepare(
     when a label is not 0 or 1, a field gives the label away, a split is unknown or empty or a
     scenario has no row in train.
     """
-    with writing(out, SPACE), building(out, overwrite, inputs=source.files) as directory:
+    with building(out, overwrite, inputs=source.files, need=SPACE) as directory:
         _prepare_into(directory, source, config, _steps(source, progress))
         write_checksums(directory)
     return open_prepared(out)

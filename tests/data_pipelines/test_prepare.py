@@ -230,7 +230,7 @@ def test_schema_and_provenance(tmp_path: Path) -> None:
     assert (schema.scenario_field, schema.user_field, schema.item_field) == ("group", "user", None)
     assert schema.scenarios == SCENARIOS
     assert {path.name for path in out.iterdir()} == {
-        *("checksums.json", "schema.json", "vocabularies"),
+        *(".d3jax", "checksums.json", "schema.json", "vocabularies"),
         *SPLITS,
     }
 
@@ -425,7 +425,7 @@ def test_existing_directory_needs_overwrite(tmp_path: Path) -> None:
     source = to_source(some_rows(300))
     prepare(source, tmp_path / "out", PrepareConfig())
     before = contents(tmp_path / "out")
-    with pytest.raises(DataError, match=r"exists; choose another directory or pass --overwrite"):
+    with pytest.raises(OutputError, match=r"exists; choose another directory or pass --overwrite"):
         prepare(source, tmp_path / "out", PrepareConfig(seed=1))
     assert contents(tmp_path / "out") == before
     prepare(source, tmp_path / "out", PrepareConfig(seed=1), overwrite=True)
