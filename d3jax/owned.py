@@ -27,6 +27,7 @@ KINDS = {
     "export": "an exported model",
     "comparison": "a folder of d3jax compare",
     "pictures": "a folder of d3jax inspect",
+    "chaos": "a folder of d3jax chaos",
 }
 """The kinds of directories, in words."""
 
@@ -95,7 +96,7 @@ def building(
         with tempfile.TemporaryDirectory(prefix=DRAFT, dir=place.parent) as scratch:
             new = Path(scratch) / "new"
             new.mkdir()
-            (new / MARKER).write_text(f"{kind}\n", encoding="utf-8")
+            _mark(new, kind)
             yield new
             check_free(directory, kinds, overwrite, cure, inputs)
             with _unused(place):
@@ -112,7 +113,7 @@ def claim(directory: Path, kind: str) -> None:
             return
         check_free(directory, (kind,), False, f"and is not {KINDS[kind]}; choose another --out")
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / MARKER).write_text(f"{kind}\n", encoding="utf-8")
+        _mark(directory, kind)
 
 
 @contextmanager
@@ -164,20 +165,19 @@ def check_output(
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the name of a new file that becomes `path` when the block succeeds.
 
-    Raises what `writing` raises; half a file never stays.
+    Half a file never stays.
     """
-    with writing(path):
-        if path.exists() and not path.is_file():  # such as a pipe
-            yield path
-            return
-        place = path.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = place.with_name(f"{DRAFT}{secrets.token_hex(6)}{place.suffix}")
-        try:
-            yield draft
-            draft.replace(place)
-        finally:
-            draft.unlink(missing_ok=True)
+    if path.exists() and not path.is_file():  # such as a pipe
+        yield path
+        return
+    place = path.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_name(f"{DRAFT}{secrets.token_hex(6)}{place.suffix}")
+    try:
+        yield draft
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -188,6 +188,16 @@ def _unused(directory: Path) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _mark(directory: Path, kind: str) -> None:
+    path = directory / MARKER
+    try:
+        path.write_text(f"{kind}\n", encoding="utf-8")
+    except OSError:
+        # An empty one would make the directory nobody's.
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _is_empty(directory: Path) -> bool:

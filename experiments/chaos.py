@@ -24,9 +24,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from d3jax.config import Config
-from d3jax.disk import writing
 from d3jax.errors import CheckpointError, ConfigError, TrainingError
-from d3jax.owned import check_free
+from d3jax.owned import building
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.run import open_run
 
@@ -69,8 +68,7 @@ class Kill(NamedTuple):
 
 def chaos(plan: Plan, console: Console) -> None:
     """Prints a table of the kills and the verdict; raises `TrainingError` for a difference."""
-    with writing(plan.out):
-        data = _lay_out(plan, console)
+    data = _lay_out(plan, console)
     seconds, steps = _undisturbed(plan, data)
     console.print(f"undisturbed: {steps} steps in about {seconds:.1f} s; now {plan.kills} kills")
     kills: list[Kill] = []
@@ -94,15 +92,14 @@ def _lay_out(plan: Plan, console: Console) -> Path:
     """Makes the folder with the settings; returns the data, made up when none is given."""
     if plan.kills < 1:
         raise ConfigError(f"kills is {plan.kills}; it must be at least 1")
-    check_free(plan.out, (), False, "choose another --out")
-    plan.out.mkdir(parents=True, exist_ok=True)
     settings = json.dumps({"config": plan.config.to_json()}, indent=2)
-    (plan.out / "settings.json").write_text(settings + "\n", encoding="utf-8")
+    with building(plan.out, "chaos", cure="choose another --out") as new:
+        (new / "settings.json").write_text(settings + "\n", encoding="utf-8")
+        if plan.data is None:
+            data = synthetic(SyntheticConfig(rows=SYNTHETIC_ROWS, smallest_share=0.05))
+            write(data, new / "data")
     console.print(f"everything goes to {plan.out}")
-    if plan.data is not None:
-        return plan.data
-    write(synthetic(SyntheticConfig(rows=SYNTHETIC_ROWS, smallest_share=0.05)), plan.out / "data")
-    return plan.out / "data"
+    return plan.out / "data" if plan.data is None else plan.data
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from d3jax.batch import UNKNOWN
 from d3jax.disk import writing
-from d3jax.owned import check_output
+from d3jax.owned import check_output, replacing
 from data_pipelines.checksums import verify_checksums
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
 
@@ -51,9 +51,8 @@ def describe(directory: Path, picture: Path | None, console: Console) -> None:
     console.print(split_table(prepared, facts))
     console.print(field_table(prepared, facts))
     if picture is not None:
-        with writing(picture):
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            draw_scenarios(picture, prepared.schema.scenarios, facts)
+        with writing(picture), replacing(picture) as draft:
+            draw_scenarios(draft, prepared.schema.scenarios, facts)
         console.print(f"scenarios drawn in {picture}")
 
 

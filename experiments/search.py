@@ -118,7 +118,7 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     except (Preempted, KeyboardInterrupt) as stop:
         raise Preempted("stopped; give the same command to go on with the search") from stop
     preset = describe(plan, study, finals)
-    with replacing(plan.out) as draft:
+    with writing(plan.out), replacing(plan.out) as draft:
         draft.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     console.print(
         f"validation {preset['metric']} {preset['mean']:.4f}, standard deviation "

@@ -274,8 +274,8 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     def _unwritable(self, error: Exception) -> CheckpointError:
         self._orbax.reload()
         return CheckpointError(
-            f"writing a checkpoint to {self._directory} failed ({error}); "
-            f"those on disk are whole: {self.steps()}"
+            f"writing a checkpoint to {self._directory} failed ({error}); those on disk are whole: "
+            f"{self.steps()}. Free some space or make the place writable, then resume"
         )
 
     def _unreadable(self, step: int, flaw: str) -> CheckpointError:

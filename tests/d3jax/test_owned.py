@@ -263,9 +263,6 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_device_is_written_not_replaced() -> None:
     with replacing(Path(os.devnull)) as draft:
         assert draft == Path(os.devnull)
-    with (
-        pytest.raises(OutputError, match="no space is left on the disk of /dev/full; free some"),
-        replacing(Path("/dev/full")) as draft,
-    ):
+    with pytest.raises(OSError, match="No space left"), replacing(Path("/dev/full")) as draft:
         draft.write_text("anything")
     assert Path(os.devnull).is_char_device()

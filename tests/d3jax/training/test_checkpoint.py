@@ -430,7 +430,7 @@ def test_a_full_disk_is_told_and_the_checkpoints_before_are_whole(tmp_path, open
     checkpoints.save(2, huge, {})
     message = (
         rf"^writing a checkpoint to {re.escape(str(tmp_path))} failed \(.*File too large.*\); "
-        r"those on disk are whole: \[1\]$"
+        r"those on disk are whole: \[1\]\. Free"
     )
     with pytest.raises(CheckpointError, match=message):
         checkpoints.wait()
@@ -450,7 +450,7 @@ def test_a_directory_that_became_read_only_is_told(tmp_path, open_at, monkeypatc
     with monkeypatch.context() as patch:
         for maker in ("mkdir", "makedirs"):
             patch.setattr(os, maker, refuse)
-        message = r"failed \(.*Read-only file system.*\); those on disk are whole: \[1\]$"
+        message = r"failed \(.*Read-only file system.*\); those on disk are whole: \[1\]\. Free"
         with pytest.raises(CheckpointError, match=message):
             checkpoints.save(2, small(2), {})
     assert checkpoints.restore(small()).step == 1
