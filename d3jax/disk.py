@@ -23,7 +23,12 @@ _FULL_SAID = (
 )
 """What DuckDB (the fourth of its spilled rows), TensorStore and SQLite say."""
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-_CLOSED_SAID = ("Read-only file system", "readonly database", "unable to open database file")
+_CLOSED_SAID = (
+    "Read-only file system",
+    "readonly database",
+    "unable to open database file",
+    "disk I/O error",
+)
 
 
 @contextmanager
@@ -34,9 +39,10 @@ def writing(out: Path, need: str = "some") -> Iterator[None]:
     """
     try:
         yield
-    except D3jaxError:
-        raise
     except Exception as error:
+        # An error of ours says enough, but where it names what has a passing name only.
+        if isinstance(error, D3jaxError) and f"/{DRAFT}" not in str(error):
+            raise
         roots = list(_causes(error))
         if any(_is_full(root) for root in roots):
             raise OutputError(

@@ -54,6 +54,16 @@ def test_a_place_that_cannot_be_written(error: Exception, told: str) -> None:
         raise error
 
 
+def test_the_outermost_place_is_named() -> None:
+    inner = Path("/data/.d3jax-ab12/new/run")
+    with (
+        pytest.raises(OutputError, match="no space is left on the disk of /data/out; free some"),
+        writing(OUT),
+        writing(inner),
+    ):
+        raise failed(errno.ENOSPC)
+
+
 @pytest.mark.parametrize(
     "error",
     [
