@@ -1,5 +1,6 @@
 """The prepared directory: encoded columns, vocabularies and the schema that explains them.
 
+.d3jax                             the marker of what d3jax made
 schema.json                        format version, fields, scenarios, how it was prepared
 vocabularies/<field>.parquet       value (string), id (int32), count (int64) in train
 <split>/ids.npy                    [R K] int32

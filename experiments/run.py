@@ -1,5 +1,7 @@
 """The run directory: all that `evaluate`, `predict` and a resumed `train` need.
 
+.d3jax                 the marker of what d3jax made
+lock                   held by the process that trains
 config.json            settings, where the data is
 schema.json            fields and scenarios, with vocabularies/ beside it
 checkpoints/           Orbax: the newest and the best

@@ -73,6 +73,7 @@ def test_what_can_not_be_laid_out_is_refused(tmp_path: Path) -> None:
     quiet = Console(quiet=True)
     with pytest.raises(ConfigError, match=r"^kills is 0; it must be at least 1$"):
         chaos.chaos(plan_of(tmp_path / "new", 0), quiet)
+    (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=rf"^{tmp_path} exists; choose another --out$"):
         chaos.chaos(plan_of(tmp_path), quiet)
 
