@@ -26,3 +26,7 @@ class TrainingError(D3jaxError):
 
 class Preempted(D3jaxError):
     """Training was asked to stop, and stopped after saving; the run can be resumed."""
+
+
+class OutputError(D3jaxError):
+    """A place that can't be written, or that holds what d3jax may not replace."""

@@ -1,5 +1,6 @@
 """The prepared directory: encoded columns, vocabularies and the schema that explains them.
 
+.d3jax                             the marker of what d3jax made
 schema.json                        format version, fields, scenarios, how it was prepared
 vocabularies/<name>.parquet        of a field: value (string), id (int32), count (int64) in train
 <split>/ids.npy                    [R K] int32
@@ -12,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,9 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from d3jax import owned
 from d3jax.batch import Field, Schema
 from d3jax.data.encoder import FieldCode
 from d3jax.errors import DataError
+from d3jax.owned import check_free
 from d3jax.typed import from_json, parse_json
 from data_pipelines.checksums import data_fingerprint
 
@@ -201,35 +203,21 @@ def _check_rows(prepared: Prepared, split: str, rows: Rows) -> None:
 
 
 def check_replaceable(directory: Path, overwrite: bool) -> None:
-    """Raises `DataError` when `directory` exists and can't be replaced by a prepared one."""
-    if not directory.exists():
-        return
-    if not overwrite:
-        raise DataError(f"{directory} exists; choose another directory or pass --overwrite")
-    empty = directory.is_dir() and not any(directory.iterdir())
-    if not empty and not (directory / "schema.json").is_file():
-        raise DataError(
-            f"{directory} is not a prepared directory, so it is not replaced; "
-            "choose another directory"
-        )
+    """Raises `OutputError` when `directory` exists and can't be replaced by a prepared one."""
+    check_free(directory, ("prepared", "synthetic"), overwrite)
 
 
-@contextmanager
-def building(directory: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a new folder that becomes `directory` when the block succeeds, and never half of it.
-
-    An existing prepared directory is replaced only with `overwrite`, and removed only once the
-    new one is in place. When the block raises, nothing but the new folder is lost. Raises
-    `DataError` when `directory` exists and can't be replaced.
-    """
-    directory = directory.resolve()
-    check_replaceable(directory, overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()
-        yield new
-        _replace(directory, new, Path(scratch) / "old")
+def building(
+    directory: Path,
+    overwrite: bool = False,
+    kind: str = "prepared",
+    inputs: Sequence[Path] = (),
+    need: str = "some",
+) -> AbstractContextManager[Path]:
+    """`owned.building` of a prepared directory; `prepare` may replace made-up data, but what is
+    made up replaces only its like."""
+    replaces = ("synthetic",) if kind == "prepared" else ()
+    return owned.building(directory, kind, overwrite, replaces, inputs=inputs, need=need)
 
 
 def write_rows(
@@ -364,15 +352,3 @@ def _check_chunk(prepared: Prepared, split: str, rows: Rows, start: int, stop: i
             f"label {label[row]} in row {start + row} of "
             f"{_column(prepared.directory, split, 'label')} is neither 0 nor 1; {_AGAIN}"
         )
-
-
-def _replace(directory: Path, new: Path, old: Path) -> None:
-    if not directory.exists():
-        new.rename(directory)
-        return
-    directory.rename(old)
-    try:
-        new.rename(directory)
-    except OSError:
-        old.rename(directory)
-        raise

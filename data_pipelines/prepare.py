@@ -31,11 +31,13 @@ from data_pipelines.columns import (
     write_schema,
     write_vocabulary,
 )
-from data_pipelines.disk import full_disk_named
 from data_pipelines.fields import Fitted, as_column, fit_field
 from data_pipelines.source import LARGEST_ID, PrepareConfig, Source
 from data_pipelines.splits import describe_split, event_digest, joined, split_of, split_rule
 from data_pipelines.stage import Stage
+
+SPACE = "about three times the size of the raw files"
+"""What a preparation takes on the disk at its height."""
 
 Progress = Callable[[str, int, int], None]
 """Called before each step with its name, its index and the number of steps."""
@@ -51,11 +53,12 @@ def prepare(
     """Splits and encodes the rows of `source` into the prepared directory `out`.
 
     Where the source doesn't say a row's split, it follows from the seed and the row's key or user
-    alone, or from its time; whatever is fitted sees train only. Raises `DataError` when `out`
-    exists and `overwrite` is false, a label is not 0 or 1, a field gives the label away, a split
-    is unknown or empty or a scenario has no row in train.
+    alone, or from its time; whatever is fitted sees train only. Raises `OutputError` when `out`
+    can't be written, or exists and `overwrite` is false or it was not prepared, and `DataError`
+    when a label is not 0 or 1, a field gives the label away, a split is unknown or empty or a
+    scenario has no row in train.
     """
-    with full_disk_named(out), building(out, overwrite) as directory:
+    with building(out, overwrite, inputs=source.files, need=SPACE) as directory:
         _prepare_into(directory, source, config, _steps(source, progress))
         write_checksums(directory)
     return open_prepared(out)

@@ -139,12 +139,15 @@ def synthetic(config: SyntheticConfig | None = None) -> SyntheticData:
     )
 
 
-def write(data: SyntheticData, directory: Path, overwrite: bool = False) -> None:
+def write(
+    data: SyntheticData, directory: Path, overwrite: bool = False, kind: str = "prepared"
+) -> None:
     """Writes `data` as a prepared directory, the true probabilities beside each split's rows.
 
-    Raises `DataError` when `directory` exists and `overwrite` is false.
+    `kind` is what its marker says. Raises `OutputError` when `directory` exists and `overwrite` is
+    false, or it is not of that kind.
     """
-    with columns.building(directory, overwrite) as path:
+    with columns.building(directory, overwrite, kind) as path:
         for split, rows in data.rows.items():
             columns.write_rows(path, split, len(rows.label), data.schema.num_slots, [rows])
             np.save(path / split / "truth.npy", data.best[split])

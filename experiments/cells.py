@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from d3jax.config import Config, differences
+from d3jax.disk import writing
 from d3jax.errors import CheckpointError
+from d3jax.owned import exclusive
 from d3jax.parameters import count
 from d3jax.training.fit import Trainer, total_steps
 from d3jax.training.metrics import Evaluation
@@ -23,7 +25,7 @@ from data_pipelines.columns import Prepared
 from data_pipelines.loader import steps_per_epoch
 from experiments.evaluate import Evaluated, trainer_for
 from experiments.journal import Journal
-from experiments.run import Run, exclusive, open_run
+from experiments.run import Run, open_run
 from experiments.terminal import Console
 from experiments.train import run_to_end
 
@@ -113,7 +115,7 @@ def run_cell(
     """
     started = time.monotonic()
     last, size = expected_steps(prepared, run.config), run.config.train.batch_size
-    with exclusive(run):
+    with writing(run.directory), exclusive(run.directory):
         progress, result, _ = run_to_end(
             run,
             prepared,

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, TrainingError
+from d3jax.owned import building
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.run import open_run
 from experiments.terminal import Console, Table, styled
@@ -88,16 +89,14 @@ def _lay_out(plan: Plan, console: Console) -> Path:
     """Makes the folder with the settings; returns the data, made up when none is given."""
     if plan.kills < 1:
         raise ConfigError(f"kills is {plan.kills}; it must be at least 1")
-    if plan.out.exists():
-        raise ConfigError(f"{plan.out} exists; choose another --out")
-    plan.out.mkdir(parents=True)
     settings = json.dumps({"kills": plan.kills, "config": plan.config.to_json()}, indent=2)
-    (plan.out / "settings.json").write_text(settings + "\n", encoding="utf-8")
+    with building(plan.out, "chaos", cure="choose another --out") as new:
+        (new / "settings.json").write_text(settings + "\n", encoding="utf-8")
+        if plan.data is None:
+            data = synthetic(SyntheticConfig(rows=SYNTHETIC_ROWS, smallest_share=0.05))
+            write(data, new / "data")
     console.print(f"everything goes to {plan.out}")
-    if plan.data is not None:
-        return plan.data
-    write(synthetic(SyntheticConfig(rows=SYNTHETIC_ROWS, smallest_share=0.05)), plan.out / "data")
-    return plan.out / "data"
+    return plan.out / "data" if plan.data is None else plan.data
 
 
 @contextmanager
@@ -233,13 +232,12 @@ def differences(ours: Path, theirs: Path) -> list[str]:
 
 def _final_arrays(directory: Path) -> dict[str, bytes]:
     """The arrays of every checkpoint that a run kept: parameters, moments, adapter state, key."""
-    checkpoints = open_run(directory).checkpoints(writer=False)
-    arrays = {
-        f"checkpoint {step}, {name}": array.tobytes()
-        for step in checkpoints.steps()
-        for name, array in checkpoints.arrays(step).items()
-    }
-    checkpoints.close()
+    with open_run(directory).checkpoints(writer=False) as checkpoints:
+        arrays = {
+            f"checkpoint {step}, {name}": array.tobytes()
+            for step in checkpoints.steps()
+            for name, array in checkpoints.arrays(step).items()
+        }
     if not arrays:
         raise CheckpointError(f"{directory} has no checkpoint; see its log beside it")
     return arrays

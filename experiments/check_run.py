@@ -20,14 +20,13 @@ def check_run(directory: Path, console: Console) -> None:
 
     Raises `CheckpointError` when one is damaged, or when there is none.
     """
-    checkpoints = open_run(directory).checkpoints(writer=False)
     table = Table(title=f"{directory}: checkpoints")
     for column in ("step", "arrays", "bytes"):
         table.add_column(column, justify="right")
     table.add_column("state", overflow="fold")
-    steps = checkpoints.steps()
-    damaged = [step for step in steps if not _add_row(table, checkpoints, step)]
-    checkpoints.close()
+    with open_run(directory).checkpoints(writer=False) as checkpoints:
+        steps = checkpoints.steps()
+        damaged = [step for step in steps if not _add_row(table, checkpoints, step)]
     console.print(table)
     if not steps:
         raise CheckpointError(f"{directory} has no checkpoint yet; train it by --resume")

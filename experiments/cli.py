@@ -167,15 +167,15 @@ class Train(Settings):
         from experiments.run import fresh_directory
         from experiments.seeds import train_seeds
 
-        alone = self.resume or self.overwrite or self.debug or self.hosts.distributed
+        alone = self.resume or self.debug or self.hosts.distributed
         if self.seeds < 1 or alone or self.prepared is None:
             raise ConfigError(
                 f"seeds is {self.seeds}; it takes a number from 1 on and a prepared directory, "
-                "without --resume, --overwrite, --debug or --distributed"
+                "without --resume, --debug or --distributed"
             )
         name = f"{self.prepared.resolve().name}-seeds"
         out = fresh_directory(Path("runs"), name) if self.out is None else self.out
-        train_seeds(self.prepared, config, self.seeds, out, console)
+        train_seeds(self.prepared, config, self.seeds, out, console, self.overwrite)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from typing import NamedTuple
 from d3jax.backbones import refusal
 from d3jax.checks import within
 from d3jax.config import Config
+from d3jax.disk import writing
 from d3jax.errors import Preempted, TrainingError
+from d3jax.owned import claim
 from d3jax.training.fit import Trainer, balance_of, balance_start, check_config
+from d3jax.training.storage import check_storable
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.cells import (
     CellResult,
@@ -87,8 +90,10 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
     """
     prepared = open_prepared(data)
     check_rows(prepared)
+    check_storable(plan.out)
     methods, notes = _trainable(plan, prepared)
     cells = _cells(plan, methods)
+    claim(plan.out, "comparison")
     results: Results = {method.name: {} for method in methods}
     for cell in cells:
         if (finished := read_cell(cell.begun(prepared))) is not None:
@@ -109,12 +114,12 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
 
 def write_reports(comparison: Comparison, out: Path) -> None:
     """Writes the reports side by side and prints AUC and logloss."""
-    out.mkdir(parents=True, exist_ok=True)
     name = comparison.table.name
-    (out / f"{name}.md").write_text(markdown(comparison), encoding="utf-8")
-    write_csv(out / f"{name}.csv", comparison)
-    figures = draw_comparison(comparison, out / "figures")
-    (out / f"{name}.html").write_text(html(comparison, figures), encoding="utf-8")
+    with writing(out):
+        (out / f"{name}.md").write_text(markdown(comparison), encoding="utf-8")
+        write_csv(out / f"{name}.csv", comparison)
+        figures = draw_comparison(comparison, out / "figures")
+        (out / f"{name}.html").write_text(html(comparison, figures), encoding="utf-8")
     screen = Console()
     if not screen.is_terminal and "COLUMNS" not in os.environ:
         # A file has no width of its own.

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from d3jax.batch import UNKNOWN
+from d3jax.disk import writing
+from d3jax.owned import check_output, replacing
 from data_pipelines.checksums import verify_checksums
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
 from experiments.charts import save_as
@@ -45,13 +47,16 @@ def check(directory: Path, console: Console) -> None:
 def describe(directory: Path, picture: Path | None, console: Console) -> None:
     """Prints tables of the splits and fields, and draws the scenarios when `picture` is given."""
     prepared = open_prepared(directory)
+    if picture is not None:
+        check_output(picture, ours=_is_picture)
     facts = {split: split_facts(prepared, split) for split in SPLITS}
     sizes = {split: (fact.rows, fact.clicks) for split, fact in facts.items()}
     title = f"{prepared.directory}: rows and click rates"
     console.print(split_grid(title, prepared.schema.scenarios, sizes))
     console.print(field_grid(prepared, facts))
     if picture is not None:
-        draw_scenarios(picture, prepared.schema.scenarios, facts)
+        with writing(picture), replacing(picture) as draft:
+            draw_scenarios(draft, prepared.schema.scenarios, facts)
         console.print(f"scenarios drawn in {picture}")
 
 
@@ -93,6 +98,12 @@ def field_grid(prepared: Prepared, facts: dict[str, Facts]) -> Grid:
 
 def _unknown_share(facts: Facts) -> Float[np.ndarray, " N"]:
     return facts.unknown.sum(axis=0) / facts.rows.sum()
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is a picture that Matplotlib drew, as it says at the beginning."""
+    with path.open("rb") as file:
+        return b"Matplotlib" in file.read(1000)
 
 
 def draw_scenarios(path: Path, scenarios: tuple[str, ...], facts: dict[str, Facts]) -> None:

@@ -57,9 +57,8 @@ def load_best(run: Run) -> Loaded:
     weights, stand in, and standard error says so. Raises `CheckpointError` when all are damaged.
     """
     trainer = trainer_for(run)
-    checkpoints = run.checkpoints(writer=False)
-    restored, warnings = _best_whole(checkpoints, trainer.abstract)
-    checkpoints.close()
+    with run.checkpoints(writer=False) as checkpoints:
+        restored, warnings = _best_whole(checkpoints, trainer.abstract)
     console = Console(stderr=True)
     for warning in warnings:
         console.print(styled("damaged:", "bold red"), warning)

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from d3jax.data.tables import to_table
-from d3jax.errors import CheckpointError, DataError
+from d3jax.errors import DataError
 from d3jax.export import export_model, load_exported
+from d3jax.owned import building
 from data_pipelines.checksums import verify_checksums, write_checksums
 from data_pipelines.columns import read_schema
 from data_pipelines.encoder import load_encoder
@@ -22,20 +23,15 @@ from experiments.run import Run
 def export_run(run: Run, out: Path) -> int:
     """Writes program, weights, schema and vocabularies into `out`; returns the bytes they take.
 
-    Raises `CheckpointError` when `out` exists.
+    Raises `OutputError` when `out` exists or can't be written.
     """
-    if out.exists():
-        raise CheckpointError(f"{out} exists; choose another folder, or remove it")
-    loaded = load_best(run)
-    draft = out.with_name(out.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    state = loaded.state
-    export_model(loaded.trainer.model, loaded.trainer.settle(state), state.model_state, draft)
-    shutil.copyfile(run.directory / "schema.json", draft / "schema.json")
-    shutil.copytree(run.directory / "vocabularies", draft / "vocabularies")
-    write_checksums(draft)
-    draft.rename(out)
+    with building(out, "export", cure="choose another folder, or remove it") as draft:
+        loaded = load_best(run)
+        state = loaded.state
+        export_model(loaded.trainer.model, loaded.trainer.settle(state), state.model_state, draft)
+        shutil.copyfile(run.directory / "schema.json", draft / "schema.json")
+        shutil.copytree(run.directory / "vocabularies", draft / "vocabularies")
+        write_checksums(draft)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,8 @@ from matplotlib.figure import Figure
 from d3jax.base import EVALUATION, LossAdapter
 from d3jax.batch import Batch
 from d3jax.checks import OVERALL
+from d3jax.disk import writing
+from d3jax.owned import claim
 from d3jax.parameters import Tree
 from d3jax.training.fit import balance_start, build_adapter, total_steps
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
@@ -38,7 +39,7 @@ from experiments.evaluate import (
     planted_fields,
 )
 from experiments.figures import attention_heat_map
-from experiments.journal import WRITTEN
+from experiments.journal import WRITTEN, read_journal
 from experiments.report import evaluation_table, number_text, trust_table
 from experiments.run import Run, open_run
 from experiments.terminal import Console
@@ -64,17 +65,20 @@ def inspect_run(
 ) -> list[Path]:
     """Draws everything that the run has to show, as PNG and SVG; returns the files."""
     run = open_run(directory)
+    if out is not None:
+        claim(out, "pictures")
     prepared = run.prepared(data)
     loaded = load_best(run)
     observed = observe(run, loaded, prepared, split)
     evaluation = evaluate_scores(observed.scores, run.schema.scenarios, RESAMPLES)
     folder = directory / "figures" if out is None else out
-    files = [
-        path
-        for name, figure in figures(run, loaded.step, observed, evaluation, split)
-        for path in save(figure, folder / name)
-    ]
-    files += draw_attention(folder, prepared, observed)
+    with writing(folder):
+        files = [
+            path
+            for name, figure in figures(run, loaded.step, observed, evaluation, split)
+            for path in save(figure, folder / name)
+        ]
+        files += draw_attention(folder, prepared, observed)
     Console().print(
         evaluation_table(f"{directory}: {split} rows", evaluation), trust_table(evaluation)
     )
@@ -172,9 +176,7 @@ def draw_attention(folder: Path, prepared: Prepared, observed: Observed) -> list
 def read_curves(run: Run) -> tuple[Curve, dict[str, dict[str, Curve]]]:
     """Training loss, and by name and group what was measured on validation rows, from
     metrics.jsonl."""
-    path = run.directory / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines, _ = read_journal(run.directory / "metrics.jsonl")
 
     def by_group(metric: str) -> dict[str, Curve]:
         curves = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from d3jax.checks import OVERALL
+from d3jax.owned import replacing
 from d3jax.training.metrics import Evaluation, Metrics
+from experiments.event_file import EventFile
 from experiments.run import Run
 from experiments.terminal import (
     BarColumn,
@@ -33,8 +33,12 @@ class Journal(AbstractContextManager["Journal"]):
     def __init__(self, run: Run, console: Console, start: int, total: int, batch: int) -> None:
         self._console = console
         self._batch = batch
-        self._file = _reopen(run.path("metrics.jsonl"), start).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run.path("tensorboard")), purge_step=start + 1)
+        path = run.path("metrics.jsonl")
+        if broken := _drop_lines_after(path, start):
+            console.print(styled(f"{broken} broken lines of {path} left out", "yellow"))
+        self._open = ExitStack()
+        self._file = self._open.enter_context(path.open("a", encoding="utf-8"))
+        self._events = self._open.enter_context(EventFile(run.path("tensorboard"), start + 1))
         self._progress = Progress(
             Words("{task.description}"),
             BarColumn(),
@@ -55,8 +59,7 @@ class Journal(AbstractContextManager["Journal"]):
 
     def __exit__(self, *exception: Any) -> None:
         self._progress.stop()
-        self._file.close()
-        self._events.close()
+        self._open.close()
 
     def stepped(self, step: int) -> None:
         """Moves the bar."""
@@ -91,8 +94,7 @@ class Journal(AbstractContextManager["Journal"]):
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._events.add(step, values)
 
 
 class Silence(AbstractContextManager["Silence"]):
@@ -127,19 +129,36 @@ def _numbers(groups: dict[str, Metrics]) -> list[tuple[str, str, float]]:
     return [(metric, group, value) for metric, group, value in values if value is not None]
 
 
-def _reopen(path: Path, start: int) -> Path:
-    """Drops lines of steps after `start`, which the resumed run will take again."""
-    if path.exists():
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= start]
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        draft.replace(path)
-    return path
+def read_journal(path: Path) -> tuple[list[dict[str, float]], int]:
+    """The lines of metrics.jsonl, and how many more there are that say nothing.
+
+    The last one isn't counted when a kill has cut it short.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [_parsed(line) for line in text.split("\n")[:-1]]
+    whole = [line for line in lines if line is not None]
+    return whole, len(lines) - len(whole)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file, without a last one that a kill cut short."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+def _parsed(line: str) -> dict[str, float] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(values, dict) and all(type(v) in (int, float) for v in values.values())
+    return values if numbers and type(values.get("step")) is int else None
+
+
+def _drop_lines_after(path: Path, start: int) -> int:
+    """Drops lines of steps after `start`, which the resumed run will take again, and broken ones,
+    whose number it returns."""
+    if not path.exists():
+        return 0
+    lines, broken = read_journal(path)
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start]
+    with replacing(path) as draft:
+        draft.write_text("".join(kept), encoding="utf-8")
+    return broken
 
 
 def _text(value: float | None) -> str:

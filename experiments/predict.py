@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from d3jax.batch import UNKNOWN, Batch
 from d3jax.data.encoder import Encoder, unknown_rows
 from d3jax.errors import DataError
+from d3jax.owned import check_output
 from d3jax.training.scoring import score_batches
 from data_pipelines.encoder import load_encoder
 from data_pipelines.format import Format
@@ -44,6 +45,8 @@ def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted
     or .parquet, standard output as CSV when None; it is written under another name first, so a
     failure leaves no half of it.
     """
+    if out is not None:
+        check_output(out, inputs=[source])
     encoder, schema = load_encoder(run.described), run.schema
     unknown = np.zeros(schema.num_fields, np.int64)
     shown = np.asarray(schema.scenarios)

@@ -11,11 +11,11 @@ from pathlib import Path
 import ibis
 import numpy as np
 
+from d3jax.disk import DRAFT, writing
 from data_pipelines.columns import SPLITS, Prepared, check_replaceable
-from data_pipelines.disk import full_disk_named
 from data_pipelines.engine import duckdb_engine, spark_engine
+from data_pipelines.prepare import SPACE, prepare
 from data_pipelines.prepare import Progress as Advance
-from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source
 from experiments.report import split_grid
 from experiments.terminal import Console, Grid, Progress
@@ -48,9 +48,9 @@ def prepare_source(
 ) -> None:
     """Prepares what `read` gives, on the disk of `out`, and prints a summary."""
     check_replaceable(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(out), ExitStack() as stack, Progress(console=console) as bar:
-        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    with writing(out, SPACE), ExitStack() as stack, Progress(console=console) as bar:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=DRAFT, dir=out.parent)
         scratch = Path(stack.enter_context(folder)).resolve()
         task = bar.add_task("reading")
 

@@ -1,5 +1,7 @@
 """The run directory: all that `evaluate`, `predict` and a resumed `train` need.
 
+.d3jax                 the marker of what d3jax made
+lock                   held by the process that trains
 config.json            settings, where the data is
 schema.json            fields and scenarios, with vocabularies/ beside it
 checkpoints/           Orbax: the newest and the best
@@ -11,12 +13,8 @@ figures/               pictures
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,9 @@ from d3jax.batch import Schema
 from d3jax.checks import within
 from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, DataError
+from d3jax.owned import building, check_free, replacing
 from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.storage import check_storable
 from d3jax.typed import LARGEST, from_json, parse_json
 from data_pipelines.columns import Prepared, open_prepared, read_schema
 
@@ -101,10 +101,9 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a file of the run as a whole."""
-        path = self.path(name)
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        draft.replace(path)
+        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+        with replacing(self.directory / name) as draft:
+            draft.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -122,23 +121,16 @@ class Begun:
 
 
 def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: bool) -> Run:
-    """A new run directory for training on `prepared`; raises what `check_free` raises."""
-    check_free(directory, overwrite)
-    if directory.exists():
-        shutil.rmtree(directory)
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"can't make {directory} ({error.strerror}); choose another --out"
-        ) from error
+    """A new run directory for training on `prepared`; raises what `check_run_free` raises."""
+    check_storable(directory)
     data = prepared.directory.resolve()
-    shutil.copyfile(data / "schema.json", directory / "schema.json")
-    shutil.copytree(data / "vocabularies", directory / "vocabularies")
     rows = len(prepared.rows("train").label)
-    run = Run(directory, config, read_schema(directory), data, prepared.fingerprint, rows)
-    save_settings(run)
-    return run
+    cure = _go_on(directory)
+    with building(directory, "run", overwrite, cure=cure, inputs=[data]) as new:
+        shutil.copyfile(data / "schema.json", new / "schema.json")
+        shutil.copytree(data / "vocabularies", new / "vocabularies")
+        save_settings(Run(new, config, read_schema(new), data, prepared.fingerprint, rows))
+    return open_run(directory)
 
 
 def save_settings(run: Run) -> None:
@@ -147,17 +139,15 @@ def save_settings(run: Run) -> None:
     run.write_json("config.json", asdict(begun))
 
 
-def check_free(directory: Path, overwrite: bool) -> None:
-    """Raises `CheckpointError` when `directory` exists and may not be replaced."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(
-            f"{directory} exists; go on with it by --resume {directory}, choose another "
-            "--out, or pass --overwrite"
-        )
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory} is no run, so it is not overwritten; choose another")
+def check_run_free(directory: Path, overwrite: bool) -> None:
+    """Raises `OutputError` when `directory` exists and may not be replaced by a new run, and
+    `CheckpointError` when no checkpoint could be kept there."""
+    check_storable(directory)
+    check_free(directory, ("run",), overwrite, _go_on(directory))
+
+
+def _go_on(directory: Path) -> str:
+    return f"go on with it by --resume {directory}, choose another --out, or pass --overwrite"
 
 
 def open_run(directory: Path) -> Run:
@@ -188,27 +178,6 @@ def fresh_directory(parent: Path, name: str) -> Path:
     """`parent/name`, or `parent/name-2` and so on: the first that doesn't exist."""
     candidates = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 1_000_000))
     return next(path for path in candidates if not path.exists())
-
-
-@contextmanager
-def exclusive(run: Run) -> Iterator[None]:
-    """Keeps a second process from training the same run; raises `CheckpointError` there.
-
-    The lock is the operating system's, so it is gone with the process, however that ends.
-    """
-    with run.path("lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise CheckpointError(
-                f"process {file.read().strip() or 'unknown'} is training {run.directory} already; "
-                "wait for it, or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _plain(schema: Schema) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from d3jax.backbones import refusal
 from d3jax.checks import within
 from d3jax.config import Config, completed, differences
+from d3jax.disk import writing
 from d3jax.errors import ConfigError, Preempted, TrainingError
+from d3jax.owned import check_output, replacing
 from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.fit import Progress, build_trainer, check_config, fit, monitored
 from d3jax.training.metrics import Evaluation
@@ -25,6 +27,7 @@ from data_pipelines.columns import Prepared, check_rows, open_prepared
 from experiments.journal import Silence
 from experiments.signals import stop_signals
 from experiments.spaces import SPACES, check_space
+from experiments.study_file import IDENTITY, open_study_file
 from experiments.tables import Table
 from experiments.terminal import Console, styled
 from experiments.train import training_data
@@ -94,9 +97,10 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     """Runs trials until there are `plan.trials`, then the best few with every seed; writes the one
     with the best mean as a preset.
 
-    The same call goes on with the study's file. Raises `ConfigError` when that file is damaged or
-    of other settings or data, `TrainingError` when no trial came to its end or none of the best
-    can be trained with every seed, and `Preempted` when it was asked to stop.
+    The same call goes on with the study's file. Raises `ConfigError` when that file is damaged
+    or of other settings or data, `OutputError` when something else lies in its place,
+    `TrainingError` when no trial came to its end or none of the best can be trained with every
+    seed, and `Preempted` when it was asked to stop.
     """
     if plan.out.is_dir():
         raise ConfigError(f"{plan.out} is a folder; name the preset file to write by --out")
@@ -105,6 +109,9 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     check_space(plan.space, plan.config)
     # Settings that contradict each other are refused before a trial is made.
     check_config(prepared.schema, plan.config)
+    check_output(plan.out, ours=is_found)
+    if plan.out == plan.storage:
+        raise ConfigError(f"out is {str(plan.out)!r}; name a .json file, for a .db goes beside it")
     with _damage_named(plan.storage):
         return _search(data, plan, prepared, console)
 
@@ -115,14 +122,14 @@ def _search(data: Path, plan: Search, prepared: Prepared, console: Console) -> d
         console.print(f"{plan.out} has been found already")
         return finished
     try:
-        with stop_signals() as should_stop:
+        with writing(plan.storage), stop_signals() as should_stop:
             _run_trials(study, plan, prepared, console, should_stop)
             finals = _run_finals(study, plan, prepared, console, should_stop)
     except (Preempted, KeyboardInterrupt) as stop:
         raise Preempted("stopped; give the same command to go on with the search") from stop
     preset = describe(plan, study, finals)
-    plan.out.parent.mkdir(parents=True, exist_ok=True)
-    plan.out.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with writing(plan.out), replacing(plan.out) as draft:
+        draft.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     console.print(
         f"validation {preset['metric']} {preset['mean']:.4f}, standard deviation "
         f"{preset['std'] or 0:.4f} over {plan.seeds} seeds; "
@@ -166,24 +173,15 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
     """The study in the SQLite file, made when it isn't there; trials that were cut short are
     failed, so that they count for nothing."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    plan.storage.parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name="search",
-        storage=f"sqlite:///{plan.storage}",
-        load_if_exists=True,
-        direction="minimize" if plan.lower_is_better else "maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=START_TRIALS, n_warmup_steps=1),
-    )
     identity = {
         "space": plan.space,
         "config": plan.config.to_json(),
         "schema": json.loads(json.dumps(prepared.schema.to_json())),
         "data": prepared.provenance,
     }
-    known = study.user_attrs.get("identity")
-    if known is None:
-        study.set_user_attr("identity", identity)
-    elif changed := differences(completed(known), completed(identity)):
+    study = open_study_file(plan.storage, identity, plan.lower_is_better)
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=START_TRIALS, n_warmup_steps=1)
+    if changed := differences(completed(study.user_attrs[IDENTITY]), completed(identity)):
         raise ConfigError(
             f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
             "choose another --out, or delete it"
@@ -208,21 +206,20 @@ def train_on_validation(
     """Trains once and returns the best monitored value on the validation rows."""
     data = training_data(prepared, config)
     trainer = build_trainer(prepared.schema, config, data.steps_per_epoch)
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = Checkpoints(Path(scratch) / "checkpoints", {}, writer=True)
-        try:
-            _, progress = fit(
-                trainer,
-                config.train,
-                data,
-                trainer.init(),
-                Progress(),
-                checkpoints,
-                Watcher(config, report),
-                should_stop,
-            )
-        finally:
-            checkpoints.close()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Checkpoints(Path(scratch) / "checkpoints", {}, writer=True) as checkpoints,
+    ):
+        _, progress = fit(
+            trainer,
+            config.train,
+            data,
+            trainer.init(),
+            Progress(),
+            checkpoints,
+            Watcher(config, report),
+            should_stop,
+        )
     assert progress.best_metric is not None
     return progress.best_metric
 
@@ -331,6 +328,15 @@ def _run_final(
         soft_wrap=True,
     )
     return values
+
+
+def is_found(path: Path) -> bool:
+    """Whether a file is a preset that a search has written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"config", "trials", "found"} <= content.keys()
 
 
 def _finished(plan: Search) -> dict[str, Any] | None:

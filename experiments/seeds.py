@@ -16,7 +16,9 @@ import jax
 import numpy as np
 
 from d3jax.config import Config, TrainConfig
-from d3jax.errors import ConfigError, TrainingError
+from d3jax.disk import writing
+from d3jax.errors import TrainingError
+from d3jax.owned import building, check_free, exclusive
 from d3jax.training.ensemble import (
     Ensemble,
     build_ensemble,
@@ -29,39 +31,47 @@ from d3jax.training.metrics import Evaluation, Scores, evaluate_scores
 from d3jax.training.scoring import scores_of
 from d3jax.training.sharding import make_mesh
 from d3jax.training.step import Scored, TrainState
+from d3jax.training.storage import check_storable
 from data_pipelines.columns import Prepared, check_rows, open_prepared
 from data_pipelines.loader import evaluation_batches
 from experiments.journal import Journal
 from experiments.report import number_text
-from experiments.run import Run, create_run
+from experiments.run import Run, create_run, open_run
 from experiments.statistics import mean_and_std
 from experiments.terminal import Console, Grid
 from experiments.terminal import Progress as Bar
 from experiments.train import training_data
 
+CURE = "choose another --out, or pass --overwrite"
+
 SILENT = Console(quiet=True)
 
 
-def train_seeds(data: Path, config: Config, seeds: int, out: Path, console: Console) -> None:
+def train_seeds(
+    data: Path, config: Config, seeds: int, out: Path, console: Console, overwrite: bool = False
+) -> None:
     """Trains `seeds` models, the first with the configuration's seed, and prints their table.
 
-    `out` gets a folder a seed and `summary.json`. Raises `ConfigError` when it exists.
+    `out` gets a folder a seed and `summary.json`. Raises `OutputError` when it exists and may not
+    be replaced, or can't be written.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists; choose another --out for {seeds} seeds")
+    check_storable(out)
+    check_free(out, ("seeds",), overwrite, CURE)
     prepared = open_prepared(data)
     check_rows(prepared)
     configs = [
         replace(config, train=replace(config.train, seed=config.train.seed + index))
         for index in range(seeds)
     ]
-    runs = [
-        create_run(out / f"seed-{each.train.seed}", each, prepared, overwrite=False)
-        for each in configs
-    ]
-    results = _conclude(prepared, *_train(prepared, runs, console), runs)
-    summary = {name: result.to_json() for name, result in results.items()}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    with building(out, "seeds", overwrite, cure=CURE, inputs=[data]) as new:
+        names = [f"seed-{each.train.seed}" for each in configs]
+        for name, each in zip(names, configs, strict=True):
+            create_run(new / name, each, prepared, overwrite=False)
+    with writing(out), exclusive(out):
+        runs = [open_run(out / name) for name in names]
+        results = _conclude(prepared, *_train(prepared, runs, console), runs)
+        summary = {name: result.to_json() for name, result in results.items()}
+        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     Console().print(summary_grid(list(results.values())))
     console.print(f"everything is in {out}")
 
@@ -157,11 +167,10 @@ def _conclude(
     size = runs[0].config.train.batch_size
     results = _evaluations(ensemble, together, prepared, "test", size)
     for run, seed, result in zip(runs, seeds, results, strict=True):
-        checkpoints = run.checkpoints(writer=True)
         step = seed.progress.best_step
         assert step is not None
-        checkpoints.save(step, seed.best, replace(seed.progress, step=step).to_json())
-        checkpoints.close()
+        with run.checkpoints(writer=True) as checkpoints:
+            checkpoints.save(step, seed.best, replace(seed.progress, step=step).to_json())
         run.write_json("evaluation.json", result.to_json())
     return {run.directory.name: result for run, result in zip(runs, results, strict=True)}
 

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 
 from d3jax.config import Config
+from d3jax.disk import writing
 from d3jax.errors import CheckpointError
+from d3jax.owned import check_free, exclusive
 from d3jax.parameters import count
 from d3jax.training.checkpoint import Checkpoints
 from d3jax.training.distributed import check_agreement, in_first_process
@@ -38,9 +40,8 @@ from experiments.journal import Journal, Silence
 from experiments.report import evaluation_table
 from experiments.run import (
     Run,
-    check_free,
+    check_run_free,
     create_run,
-    exclusive,
     fresh_directory,
     open_run,
     save_settings,
@@ -63,7 +64,7 @@ def start(
     """
     directory = Path(in_first_process(lambda: free_directory(data, out, overwrite)))
     if data is None:
-        made = data = directory.with_name(directory.name + "-data")
+        made = data = synthetic_place(directory)
         in_first_process(lambda: make_synthetic(made, console))
     prepared = open_prepared(data)
     # Settings that contradict each other, or the devices, are refused before a run is made.
@@ -74,17 +75,25 @@ def start(
 
 
 def free_directory(data: Path | None, out: Path | None, overwrite: bool) -> str:
-    """Where a new run goes; raises what `check_free` raises."""
+    """Where a new run goes; raises what `check_run_free` raises, also for data to be made up."""
     name = "synthetic" if data is None else data.resolve().name
     directory = fresh_directory(Path("runs"), name) if out is None else out
-    check_free(directory, overwrite)
+    check_run_free(directory, overwrite)
+    if data is None:
+        check_free(synthetic_place(directory), ("synthetic",), overwrite=True)
     return str(directory)
 
 
+def synthetic_place(run: Path) -> Path:
+    """Where the embedded data set of a run goes, beside it."""
+    run = run if run.name not in ("", "..") else run.resolve()
+    return run.with_name(f"{run.name}-data")
+
+
 def make_synthetic(directory: Path, console: Console) -> None:
-    """Writes the embedded data set."""
+    """Writes the embedded data set, also where an earlier run has written it."""
     console.print(f"making the synthetic data set in {directory}")
-    write(synthetic(), directory, overwrite=True)
+    write(synthetic(), directory, overwrite=True, kind="synthetic")
 
 
 def resume(
@@ -108,20 +117,22 @@ def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -
     settings = run.config.train
     first = jax.process_index() == 0
     console = console if first else Console(quiet=True)
-    check_rows(prepared)
-    rows = len(prepared.rows("train").label)
-    trainer = trainer_for(run, debug)
-    last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
-    console.print(_headline(run, trainer, rows))
-    with exclusive_to_all(run), telling_to_stop() as should_stop:
-        ended = run_to_end(
-            run,
-            prepared,
-            trainer,
-            lambda start: observing(run, console, start, last),
-            should_stop,
-            console,
-        )
+    # Locked before anything that takes time, so that nobody replaces it meanwhile.
+    with writing(run.directory), exclusive_to_all(run):
+        check_rows(prepared)
+        rows = len(prepared.rows("train").label)
+        trainer = trainer_for(run, debug)
+        last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
+        console.print(_headline(run, trainer, rows))
+        with telling_to_stop() as should_stop:
+            ended = run_to_end(
+                run,
+                prepared,
+                trainer,
+                lambda start: observing(run, console, start, last),
+                should_stop,
+                console,
+            )
         if first:
             conclude(run, ended.result, ended.weights, prepared, console)
 
@@ -148,15 +159,15 @@ def run_to_end(
     `observing(start)` observes the steps after `start`. Raises what `fit` raises.
     """
     settings = run.config.train
-    checkpoints = run.checkpoints(writer=True)
-    state, progress = newest_state(trainer, checkpoints, console)
-    data = training_data(prepared, run.config)
-    with observing(progress.step) as observer:
-        state, progress = fit(
-            trainer, settings, data, state, progress, checkpoints, observer, should_stop
-        )
-    state, weights = best_state(trainer, checkpoints, state, progress, console)
-    checkpoints.close()
+    with run.checkpoints(writer=True) as checkpoints:
+        state, progress = newest_state(trainer, checkpoints, console)
+        data = training_data(prepared, run.config)
+        with observing(progress.step) as observer:
+            state, progress = fit(
+                trainer, settings, data, state, progress, checkpoints, observer, should_stop
+            )
+        checkpoints.prove(progress.step)
+        state, weights = best_state(trainer, checkpoints, state, progress, console)
     result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
     return Ended(progress, result, weights)
 
@@ -213,7 +224,7 @@ def observing(run: Run, console: Console, start: int, last: int) -> Journal | Si
 def exclusive_to_all(run: Run) -> Iterator[None]:
     """`exclusive`, by a lock that the first process holds for all."""
     with ExitStack() as stack:
-        in_first_process(lambda: stack.enter_context(exclusive(run)))
+        in_first_process(lambda: stack.enter_context(exclusive(run.directory)))
         yield
 
 

@@ -9,14 +9,13 @@ checkpoints none is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 from d3jax.config import completed, differences
 from d3jax.errors import CheckpointError
@@ -30,6 +29,7 @@ from d3jax.training.integrity import (
     sealed,
     unsealed,
 )
+from d3jax.training.storage import KeepLatestAndBest, open_storage
 
 State = TypeVar("State")
 
@@ -46,24 +46,14 @@ class Restored(NamedTuple):
     damaged: tuple[str, ...] = ()
 
 
-class KeepLatestAndBest:
-    """Orbax' preservation policy: the newest checkpoints, and the best as each of them saw it.
+class Writing(NamedTuple):
+    """A write under way: of which step, and Orbax' promise of its end."""
 
-    `best_of` maps a step to the best step when it was saved.
-    """
-
-    def __init__(self, latest: int, best_of: Mapping[int, int | None]) -> None:
-        self.latest = latest
-        self.best_of = best_of
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """One verdict per checkpoint, oldest first."""
-        keep = {checkpoint.step for checkpoint in checkpoints[-self.latest :]}
-        keep |= {self.best_of.get(step) for step in keep}
-        return [checkpoint.step in keep for checkpoint in checkpoints]
+    step: int
+    response: Any
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run, in one directory.
 
     `identity` is what must be the same for a checkpoint to be continued: the run's configuration
@@ -79,14 +69,11 @@ class Checkpoints:
         self._directory = directory
         self._writer = writer
         self._best_of: dict[int, int | None] = {}
+        self._writing: Writing | None = None
+        self._proven = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._orbax = ocp.training.Checkpointer(
-                directory.resolve(),
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=KeepLatestAndBest(keep, self._best_of),
-                cleanup_tmp_directories=writer,
-            )
+            self._orbax = open_storage(directory, KeepLatestAndBest(keep, self._best_of), writer)
         except OSError as error:
             raise CheckpointError(
                 f"can't write checkpoints to {directory} ({error.strerror}); choose another "
@@ -121,6 +108,7 @@ class Checkpoints:
             raise self._unwritable(error) from error
         if response is None:
             raise CheckpointError(f"Orbax declined to save step {step} in {self._directory}")
+        self._writing = Writing(step, response)
 
     def restore(self, like: State, step: int | None = None) -> Restored:
         """The checkpoint of `step` (the newest whole one when None), placed as `like` is.
@@ -160,15 +148,44 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the write under way is on disk; raises what went wrong with it."""
+        writing, self._writing = self._writing, None
         try:
-            self._orbax.wait()
+            with ExitStack() as stack:
+                if writing is not None:
+                    # Its thread and its event loop stay until the result is asked for.
+                    stack.callback(writing.response.result)
+                self._orbax.wait()
         except Exception as error:  # a background failure of any kind means it isn't saved
             raise self._unwritable(error) from error
+        if writing is not None and not self._proven:
+            self.prove(writing.step)
+
+    def prove(self, step: int) -> None:
+        """Raises `CheckpointError` unless all of `step` is found on disk, without reading it all.
+
+        The first checkpoint is proven as soon as it is written, before hours go into others.
+        """
+        self._existing(step)
+        try:
+            found = self._orbax.checkpointables_metadata(step)
+            arrays = found.metadata["state"] or {}
+            missing = sorted(found.custom_metadata["fingerprints"].keys() - arrays.keys())
+        except Exception as error:  # as many kinds as for what is damaged
+            raise self._unreadable(step, reading_flaw(error, self._folder(step))) from error
+        if missing:
+            raise self._unreadable(step, f"{len(missing)} arrays are missing, first {missing[0]}")
+        self._proven = True
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes them."""
+        self.close()
 
     def close(self) -> None:
-        """Waits, then releases Orbax' threads."""
-        self.wait()
-        self._orbax.close()
+        """Waits, then releases Orbax' threads, also when the write has failed."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
 
     def _read(self, step: int, like: State) -> Restored:
         metadata = self._metadata(step)
@@ -257,8 +274,14 @@ class Checkpoints:
     def _unwritable(self, error: Exception) -> CheckpointError:
         self._orbax.reload()
         return CheckpointError(
-            f"writing a checkpoint to {self._directory} failed ({error}); "
-            f"those on disk are whole: {self.steps()}"
+            f"writing a checkpoint to {self._directory} failed ({error}); those on disk are whole: "
+            f"{self.steps()}. Free some space or make the place writable, then resume"
+        )
+
+    def _unreadable(self, step: int, flaw: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {step} in {self._directory} was written, but can't be restored ({flaw}); "
+            "choose another run directory, on another disk"
         )
 
     def _check_identity(self, step: int, theirs: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from data_pipelines import columns
 from data_pipelines.columns import (
     SPLITS,
     Rows,
-    building,
     check_rows,
     open_prepared,
     read_schema,
@@ -321,84 +320,3 @@ def test_a_vocabulary_that_is_not_the_schemas_is_refused(directory: Path) -> Non
     message = "is damaged: it is not the vocabulary that schema.json knows of field 'tags'; prepare"
     with pytest.raises(DataError, match=message):
         open_prepared(directory).codes()
-
-
-def build(
-    directory: Path, text: str, overwrite: bool = False, error: BaseException | None = None
-) -> None:
-    with building(directory, overwrite) as new:
-        (new / "schema.json").write_text(text)
-        if error is not None:
-            raise error
-
-
-def test_building_makes_the_directory_and_nothing_else(tmp_path: Path) -> None:
-    build(tmp_path / "deep" / "out", "one")
-    assert contents(tmp_path) == {"deep/out/schema.json": b"one"}
-    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "out"]
-
-
-def test_building_is_unseen_until_it_succeeds(tmp_path: Path) -> None:
-    with building(tmp_path / "out") as new:
-        assert not (tmp_path / "out").exists()
-        (new / "schema.json").write_text("one")
-    assert contents(tmp_path) == {"out/schema.json": b"one"}
-
-
-def test_building_replaces_only_with_overwrite(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    build(out, "one")
-    with pytest.raises(
-        DataError, match=r"out exists; choose another directory or pass --overwrite"
-    ):
-        build(out, "two")
-    assert contents(tmp_path) == {"out/schema.json": b"one"}
-    build(out, "two", overwrite=True)
-    assert contents(tmp_path) == {"out/schema.json": b"two"}
-    assert list(tmp_path.iterdir()) == [out]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("existing", [True, False])
-def test_building_that_fails_changes_nothing(
-    tmp_path: Path, error: type[BaseException], existing: bool
-) -> None:
-    out = tmp_path / "out"
-    if existing:
-        build(out, "one")
-    before = contents(tmp_path)
-    with pytest.raises(error):
-        build(out, "half", overwrite=True, error=error())
-    assert contents(tmp_path) == before
-    assert list(tmp_path.iterdir()) == [out] * existing
-
-
-def test_building_puts_the_old_directory_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    build(out, "one")
-    rename = Path.rename
-
-    def refuse_new(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise PermissionError("no")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse_new)
-    with pytest.raises(PermissionError):
-        build(out, "two", overwrite=True)
-    assert contents(tmp_path) == {"out/schema.json": b"one"}
-
-
-def test_building_never_removes_what_is_not_prepared(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").write_text("precious")
-    (tmp_path / "file").write_text("precious")
-    for name in ("home", "file"):
-        with pytest.raises(DataError, match=f"{name} is not a prepared directory, so it is not"):
-            build(tmp_path / name, "one", overwrite=True)
-    assert set(contents(tmp_path).values()) == {b"precious"}
-    (tmp_path / "empty").mkdir()
-    build(tmp_path / "empty", "one", overwrite=True)
-    assert contents(tmp_path / "empty") == {"schema.json": b"one"}

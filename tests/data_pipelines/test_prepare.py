@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ibis
 import numpy as np
@@ -16,7 +18,8 @@ import pyarrow as pa
 import pytest
 
 from d3jax.batch import Field
-from d3jax.errors import ConfigError, DataError
+from d3jax.errors import ConfigError, DataError, OutputError
+from data_pipelines import columns
 from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
@@ -235,7 +238,7 @@ def test_schema_and_provenance(tmp_path: Path) -> None:
     assert (schema.scenario_field, schema.user_field, schema.item_field) == ("group", "user", None)
     assert schema.scenarios == SCENARIOS
     assert {path.name for path in out.iterdir()} == {
-        *("checksums.json", "schema.json", "vocabularies"),
+        *(".d3jax", "checksums.json", "schema.json", "vocabularies"),
         *SPLITS,
     }
 
@@ -423,7 +426,7 @@ def test_existing_directory_needs_overwrite(tmp_path: Path) -> None:
     source = to_source(some_rows(300))
     prepare(source, tmp_path / "out", PrepareConfig())
     before = contents(tmp_path / "out")
-    with pytest.raises(DataError, match=r"exists; choose another directory or pass --overwrite"):
+    with pytest.raises(OutputError, match=r"exists; choose another directory or pass --overwrite"):
         prepare(source, tmp_path / "out", PrepareConfig(seed=1))
     assert contents(tmp_path / "out") == before
     prepare(source, tmp_path / "out", PrepareConfig(seed=1), overwrite=True)
@@ -443,3 +446,35 @@ def test_existing_directory_needs_overwrite(tmp_path: Path) -> None:
 def test_config_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PrepareConfig(**settings)
+
+
+def test_nothing_stays_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the first array gets its header."""
+
+    def fail(file: BinaryIO, dtype: type[np.generic], shape: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(columns, "_write_header", fail)
+    connection = ibis.duckdb.connect()
+    numbers = range(100)
+    rows = {
+        "user": [str(n) for n in numbers],
+        "label": [n % 2 for n in numbers],
+        "scenario": [0 for _ in numbers],
+    }
+    connection.con.register("raw", pa.table(rows))
+    source = Source(
+        rows=connection.table("raw"),
+        fields=(FieldSource("user"),),
+        scenarios=("a",),
+        scenario_field="user",
+        scenario_values={},
+        key=("user",),
+        label_rule="label",
+    )
+    with pytest.raises(OutputError, match=r"no space is left on .*out; free about three times the"):
+        prepare(source, tmp_path / "out", PrepareConfig())
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from d3jax.errors import ConfigError, DataError
+from d3jax.errors import ConfigError, OutputError
 from data_pipelines.columns import Rows, check_rows, open_prepared
 from data_pipelines.synthetic import SyntheticConfig, SyntheticData, synthetic, write
 
@@ -222,7 +222,7 @@ def test_the_provenance_explains_the_rows(small: SyntheticData, tmp_path: Path) 
 
 def test_writing_replaces_only_when_told(small: SyntheticData, tmp_path: Path) -> None:
     write(small, tmp_path / "made")
-    with pytest.raises(DataError, match="made exists; choose another directory or pass"):
+    with pytest.raises(OutputError, match="made exists; choose another directory or pass"):
         write(small, tmp_path / "made")
     other = synthetic(SyntheticConfig(rows=2_000, smallest_share=0.1))
     write(other, tmp_path / "made", overwrite=True)

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from d3jax.config import Config
-from d3jax.errors import ConfigError, TrainingError
+from d3jax.errors import ConfigError, OutputError, TrainingError
 from experiments import chaos
 from experiments.chaos import Kill, Plan, differences, kill_table
 from experiments.cli import main, parse
@@ -73,7 +73,8 @@ def test_what_can_not_be_laid_out_is_refused(tmp_path: Path) -> None:
     quiet = Console(quiet=True)
     with pytest.raises(ConfigError, match=r"^kills is 0; it must be at least 1$"):
         chaos.chaos(plan_of(tmp_path / "new", 0), quiet)
-    with pytest.raises(ConfigError, match=rf"^{tmp_path} exists; choose another --out$"):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=rf"^{tmp_path} exists; choose another --out$"):
         chaos.chaos(plan_of(tmp_path), quiet)
 
 

@@ -276,7 +276,7 @@ def test_an_existing_run_is_not_overwritten(trained: Path, prepared: Path, capsy
 def test_overwrite_spares_what_is_no_run(prepared: Path, tmp_path: Path, capsys: Refused) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     said = refusal(["train", str(prepared), "--out", str(tmp_path), "--overwrite"], capsys)
-    assert f"{tmp_path} is no run, so it is not overwritten" in said
+    assert f"{tmp_path} is no run that d3jax made, so it is not replaced" in said
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
 

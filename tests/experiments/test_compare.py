@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -101,6 +103,34 @@ def test_checkpoints_are_gone_unless_kept_and_the_cell_can_be_inspected_then(
     drawn = sorted(path.name for path in (tmp_path / "cells/mlp/0/figures").iterdir())
     names = ("calibration", "learning-curves")
     assert drawn == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+
+
+def test_cells_leave_no_open_file_behind_also_those_that_fail(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    run_cell = cells.run_cell
+
+    def watched(run, *rest):  # type: ignore[no-untyped-def]
+        try:
+            return run_cell(run, *rest)
+        finally:
+            gc.collect()
+            opened.append(len(os.listdir("/dev/fd")))
+
+    monkeypatch.setattr(compare, "run_cell", watched)
+    table = replace(TABLE, methods=(MLP,))
+    compare.compare(prepared, Plan(table, CONFIG, 2, tmp_path / "well"), QUIET)
+
+    def diverges(journal: cells.CellJournal, step: int, *rest: object) -> None:
+        if step > 3:  # The evaluation at step 3 has been saved then.
+            raise TrainingError(f"the loss at step {step} is nan")
+
+    monkeypatch.setattr(cells.CellJournal, "evaluated", diverges)
+    compare.compare(prepared, Plan(table, CONFIG, 2, tmp_path / "badly"), QUIET)
+    assert len(list(tmp_path.glob("badly/cells/mlp/*/checkpoints/3"))) == 2
+    # Between the two, the report opens Matplotlib's fonts.
+    assert opened == [opened[0]] * 2 + [opened[2]] * 2
 
 
 def test_a_log_has_a_line_a_cell_with_the_time_left(prepared: Path, tmp_path: Path) -> None:

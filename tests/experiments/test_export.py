@@ -66,6 +66,7 @@ def test_the_folder_needs_neither_run_nor_checkout(
     moved = tmp_path / "elsewhere"
     shutil.copytree(exported, moved)
     assert sorted(path.name for path in moved.iterdir()) == [
+        ".d3jax",
         "checksums.json",
         PROGRAM,
         "schema.json",

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from d3jax.config import Config, TrainConfig
-from d3jax.errors import CheckpointError, DataError
+from d3jax.errors import CheckpointError, DataError, OutputError
+from d3jax.owned import exclusive
 from data_pipelines.checksums import write_checksums
 from data_pipelines.columns import open_prepared
 from data_pipelines.engine import duckdb_engine
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, TableConfig
 from data_pipelines.tabular import read_table
-from experiments.run import check_free, create_run, exclusive, fresh_directory, open_run
+from experiments.run import check_run_free, create_run, fresh_directory, open_run
 
 
 def test_a_run_opens_as_it_was_created(prepared: Path, tmp_path: Path) -> None:
@@ -40,6 +41,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(prepared: Path, tmp_path: Pat
     run.path("checkpoints", "7", "array").write_text("old")
     create_run(tmp_path / "run", Config(), data, overwrite=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".d3jax",
         "config.json",
         "schema.json",
         "vocabularies",
@@ -47,17 +49,17 @@ def test_overwriting_leaves_nothing_of_the_old_run(prepared: Path, tmp_path: Pat
 
 
 def test_an_empty_directory_is_free_and_a_file_is_not(tmp_path: Path) -> None:
-    check_free(tmp_path, overwrite=False)
+    check_run_free(tmp_path, overwrite=False)
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file exists; go on with it by --resume"):
-        check_free(tmp_path / "file", overwrite=False)
-    with pytest.raises(CheckpointError, match="file is no run, so it is not overwritten"):
-        check_free(tmp_path / "file", overwrite=True)
+    with pytest.raises(OutputError, match="file exists; go on with it by --resume"):
+        check_run_free(tmp_path / "file", overwrite=False)
+    with pytest.raises(OutputError, match="file is no run that d3jax made, so it is not replaced"):
+        check_run_free(tmp_path / "file", overwrite=True)
 
 
 def test_a_place_that_cannot_be_made_is_named(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"can't make .*file/run .*; choose another --out"):
+    with pytest.raises(OutputError, match=r"can't write .*file/run \(File exists\); make it"):
         create_run(tmp_path / "file" / "run", Config(), open_prepared(prepared), overwrite=False)
 
 
@@ -88,9 +90,10 @@ def test_fresh_directories_are_numbered(tmp_path: Path) -> None:
 def test_the_lock_names_its_holder_and_ends_with_it(prepared: Path, tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", Config(), open_prepared(prepared), overwrite=False)
     held = rf"process {os.getpid()} is training .*/run already; wait for it, or stop it"
-    with exclusive(run), pytest.raises(CheckpointError, match=held), exclusive(run):
+    place = run.directory
+    with exclusive(place), pytest.raises(OutputError, match=held), exclusive(place):
         pytest.fail("two hold the lock")
-    with exclusive(run):
+    with exclusive(place):
         assert (run.directory / "lock").read_text() == str(os.getpid())
 
 

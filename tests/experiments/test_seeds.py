@@ -91,18 +91,18 @@ def test_the_table_shows_mean_and_spread(
     assert re.search(rf"overall\s*│\s*{expected}", capsys.readouterr().out)
     with pytest.raises(SystemExit, match="2"):
         main(["train", str(prepared), "--seeds", "2", "--out", str(out), *flags, *SMALL_PLAIN])
-    assert "choose another --out for 2 seeds" in said(capsys)
+    assert "choose another --out, or pass --overwrite" in said(capsys)
 
 
 @pytest.mark.parametrize(
-    "flags", [["--seeds", "0"], ["--seeds", "2", "--debug"], ["--seeds", "2", "--overwrite"]]
+    "flags", [["--seeds", "0"], ["--seeds", "2", "--debug"], ["--seeds", "2", "--resume", "run"]]
 )
 def test_what_seeds_side_by_side_cannot_do_is_refused(prepared: Path, flags: list[str]) -> None:
     from rich.console import Console
 
     message = (
         r"^seeds is \d; it takes a number from 1 on and a prepared directory, without --resume, "
-        r"--overwrite, --debug or --distributed$"
+        r"--debug or --distributed$"
     )
     with pytest.raises(ConfigError, match=message):
         parse(["train", str(prepared), *flags]).run(Console())

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import threading
 import time
 from functools import cache
 
@@ -23,6 +24,7 @@ from d3jax.training.fingerprint import fingerprints
 from d3jax.training.fit import build_trainer
 from d3jax.training.integrity import DamagedError
 from d3jax.training.sharding import make_mesh, place_batch, replicate
+from d3jax.training.storage import LiteralPath
 from tests.d3jax.training.world import make_batch
 
 IDENTITY = {"config": {"train": {"seed": 0, "epochs": 3}}, "schema": {"scenarios": ["a", "b"]}}
@@ -379,6 +381,7 @@ def test_a_checkpoint_without_fingerprints_is_refused(checkpoints, tmp_path, mon
         "d3jax.training.checkpoint.sealed",
         lambda metadata: {name: metadata[name] for name in ("progress", "identity")},
     )
+    monkeypatch.setattr(Checkpoints, "prove", lambda self, step: None)
     save_all(checkpoints, [None])
     message = (
         f"checkpoint 1 in {tmp_path} was written by an older version of d3jax, "
@@ -427,7 +430,7 @@ def test_a_full_disk_is_told_and_the_checkpoints_before_are_whole(tmp_path, open
     checkpoints.save(2, huge, {})
     message = (
         rf"^writing a checkpoint to {re.escape(str(tmp_path))} failed \(.*File too large.*\); "
-        r"those on disk are whole: \[1\]$"
+        r"those on disk are whole: \[1\]\. Free"
     )
     with pytest.raises(CheckpointError, match=message):
         checkpoints.wait()
@@ -447,10 +450,9 @@ def test_a_directory_that_became_read_only_is_told(tmp_path, open_at, monkeypatc
     with monkeypatch.context() as patch:
         for maker in ("mkdir", "makedirs"):
             patch.setattr(os, maker, refuse)
-        checkpoints.save(2, small(2), {})
-        message = r"failed \(.*Read-only file system.*\); those on disk are whole: \[1\]$"
+        message = r"failed \(.*Read-only file system.*\); those on disk are whole: \[1\]\. Free"
         with pytest.raises(CheckpointError, match=message):
-            checkpoints.wait()
+            checkpoints.save(2, small(2), {})
     assert checkpoints.restore(small()).step == 1
 
 
@@ -464,6 +466,62 @@ def test_a_directory_that_cannot_be_made(tmp_path):
         Checkpoints(tmp_path / "file", IDENTITY)
     with pytest.raises(CheckpointError, match=r"file/below \(Not a directory\)"):
         Checkpoints(tmp_path / "file" / "below", IDENTITY)
+
+
+def resources():
+    """How many files are open, and how many threads run."""
+    gc.collect()
+    return len(os.listdir("/dev/fd")), threading.active_count()
+
+
+def assert_resources_are(expected):
+    """At once, or soon: a thread that was told to end takes a moment."""
+    deadline = time.monotonic() + 2
+    while resources() != expected and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert resources() == expected
+
+
+def test_saves_leave_no_file_and_no_thread_behind(tmp_path, open_at, small_files):
+    before = resources()
+    checkpoints = open_at(tmp_path)
+    save_all(checkpoints, [None])
+    opened = resources()
+    save_all(checkpoints, [None] * 10)
+    assert_resources_are(opened)
+    noise = np.random.default_rng(0).normal(size=(500, 500)).astype(np.float32)
+    huge = replicate(make_mesh(), {"kernel": jnp.asarray(noise), "step": jnp.int32(2)})
+    for step in range(11, 14):
+        checkpoints.save(step, huge, {})
+        with pytest.raises(CheckpointError, match="File too large"):
+            checkpoints.wait()
+    assert_resources_are(opened)
+    checkpoints.save(14, huge, {})
+    with pytest.raises(CheckpointError, match="File too large"):
+        checkpoints.close()
+    assert_resources_are(before)
+
+
+def test_a_first_checkpoint_that_does_not_come_back_is_told_at_once(tmp_path, open_at, monkeypatch):
+    checkpoints = open_at(tmp_path)
+    with monkeypatch.context() as patch:
+        # As where a name means something to Orbax: it writes elsewhere than it reads.
+        patch.setattr(LiteralPath, "glob", lambda self, pattern: iter(()))
+        checkpoints.save(1, small(1), {})
+        message = (
+            rf"^checkpoint 1 in {re.escape(str(tmp_path))} was written, but can't be restored "
+            r"\(2 arrays are missing, first kernel\); "
+            "choose another run directory, on another disk$"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.wait()
+    checkpoints.save(2, small(2), {})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "2" / "state")
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 .* can't be restored"):
+        checkpoints.prove(2)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 in .*; it holds \[1, 2\]"):
+        checkpoints.prove(3)
 
 
 def test_donated_steps_do_not_reach_into_a_save_under_way(checkpoints, schema, trainer_on):
