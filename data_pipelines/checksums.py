@@ -1,4 +1,4 @@
-"""checksums.json: the SHA-256 of every other file of a prepared directory."""
+"""checksums.json: the SHA-256 of every other file of a prepared directory but its marker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from d3jax.errors import DataError
+from d3jax.owned import MARKER
 
 _NAME = "checksums.json"
 _AGAIN = "copy the directory again, or prepare the data again"
@@ -63,4 +64,6 @@ def _read(directory: Path) -> dict[str, str]:
 
 
 def _files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _NAME)
+    return sorted(
+        path for path in directory.rglob("*") if path.is_file() and path.name not in (_NAME, MARKER)
+    )
