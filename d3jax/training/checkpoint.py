@@ -9,7 +9,8 @@ checkpoints none is used.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,7 +30,7 @@ from d3jax.training.integrity import (
     sealed,
     unsealed,
 )
-from d3jax.training.storage import KeepLatestAndBest, open_storage
+from d3jax.training.storage import KeepLatestAndBest, open_storage, sweep
 
 State = TypeVar("State")
 
@@ -166,12 +167,10 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         The first checkpoint is proven as soon as it is written, before hours go into others.
         """
         self._existing(step)
-        try:
+        with self._reading(step, self._unreadable):
             found = self._orbax.checkpointables_metadata(step)
             arrays = found.metadata["state"] or {}
             missing = sorted(found.custom_metadata["fingerprints"].keys() - arrays.keys())
-        except Exception as error:  # as many kinds as for what is damaged
-            raise self._unreadable(step, reading_flaw(error, self._folder(step))) from error
         if missing:
             raise self._unreadable(step, f"{len(missing)} arrays are missing, first {missing[0]}")
         self._proven = True
@@ -200,20 +199,29 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         self, step: int, target: dict[str, Any], saved: dict[str, Fingerprint]
     ) -> dict[str, Any]:
         """The arrays, as the target has them, once they are known to be what was saved."""
-        try:
+        with self._reading(step, self._damaged):
             loaded = self._orbax.load_checkpointables(step, {"state": target})["state"]
-        except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise self._damaged(step, reading_flaw(error, self._folder(step))) from error
         if flaw := array_flaw(fingerprints(loaded), saved):
             raise self._damaged(step, flaw)
         return loaded
 
+    @contextmanager
+    def _reading(self, step: int, refusal: Callable[[int, str], CheckpointError]) -> Iterator[None]:
+        """Makes a `refusal` of what Orbax raises, of many kinds, where a file isn't as it was."""
+        flaw = None
+        try:
+            yield
+        except Exception as error:
+            flaw = reading_flaw(error, self._folder(step))
+        # Here nothing holds the error any more, nor it what the failed read has left.
+        if flaw is not None:
+            sweep()
+            raise refusal(step, flaw)
+
     def _metadata(self, step: int) -> dict[str, Any]:
         """The metadata of `step`, found whole, of this version and of this configuration."""
-        try:
+        with self._reading(step, self._damaged):
             metadata = self._orbax.checkpointables_metadata(step).custom_metadata
-        except Exception as error:  # as many kinds as for the arrays
-            raise self._damaged(step, reading_flaw(error, self._folder(step))) from error
         if unsealed(metadata):
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} was written by an older version of "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,20 @@ def open_storage(directory: Path, policy: KeepLatestAndBest, writer: bool) -> An
         preservation_policy=policy,
         cleanup_tmp_directories=writer,
     )
+
+
+def sweep() -> None:
+    """Collects the coroutines and event loops that a failed read of Orbax leaves behind.
+
+    Python would complain of them, with tracebacks, wherever it comes across them later.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def check_storable(directory: Path) -> None:
