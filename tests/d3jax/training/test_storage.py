@@ -119,6 +119,8 @@ for file in sorted(path.relative_to(whole) for path in whole.rglob("*") if path.
 
 def test_a_damaged_checkpoint_leaves_nothing_that_python_complains_of(tmp_path):
     command = [sys.executable, "-W", "always", "-c", DAMAGED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # On one device, as most people have it.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.count("refused") > 3
     assert done.stderr == ""
