@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import sys
 import threading
 import time
 from functools import cache
@@ -411,6 +412,29 @@ def test_reading_arrays_tells_of_damage_without_moving_anything(two_steps, tmp_p
     assert checkpoints.steps() == [1, 2]
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 9 in .*; it holds \[1, 2\]$"):
         checkpoints.arrays(9)
+
+
+def test_what_a_failed_read_leaves_is_collected_in_silence(checkpoints, monkeypatch):
+    """Such as coroutines of Orbax, of which Python complains when it comes across them."""
+    save_all(checkpoints, [None])
+
+    async def never_awaited():
+        pass
+
+    def fail(*arguments, **options):
+        cycle = [never_awaited()]
+        cycle.append(cycle)
+        raise ValueError("no zarr.json")
+
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    monkeypatch.setattr(checkpoints._orbax, "load_checkpointables", fail)
+    with pytest.raises(DamagedError, match="no zarr.json") as raised:
+        checkpoints.restore(small(), 1)
+    gc.collect()
+    assert not complaints
+    assert raised.value.__context__ is None
+    never_awaited().close()
 
 
 @pytest.fixture
