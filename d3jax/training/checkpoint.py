@@ -9,8 +9,8 @@ checkpoints none is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -167,11 +167,13 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         The first checkpoint is proven as soon as it is written, before hours go into others.
         """
         self._existing(step)
-        with self._reading(step, self._unreadable):
+
+        def find() -> list[str]:
             found = self._orbax.checkpointables_metadata(step)
             arrays = found.metadata["state"] or {}
-            missing = sorted(found.custom_metadata["fingerprints"].keys() - arrays.keys())
-        if missing:
+            return sorted(found.custom_metadata["fingerprints"].keys() - arrays.keys())
+
+        if missing := self._reading(step, self._unreadable, find):
             raise self._unreadable(step, f"{len(missing)} arrays are missing, first {missing[0]}")
         self._proven = True
 
@@ -199,29 +201,34 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         self, step: int, target: dict[str, Any], saved: dict[str, Fingerprint]
     ) -> dict[str, Any]:
         """The arrays, as the target has them, once they are known to be what was saved."""
-        with self._reading(step, self._damaged):
-            loaded = self._orbax.load_checkpointables(step, {"state": target})["state"]
+        loaded = self._reading(
+            step,
+            self._damaged,
+            lambda: self._orbax.load_checkpointables(step, {"state": target})["state"],
+        )
         if flaw := array_flaw(fingerprints(loaded), saved):
             raise self._damaged(step, flaw)
         return loaded
 
-    @contextmanager
-    def _reading(self, step: int, refusal: Callable[[int, str], CheckpointError]) -> Iterator[None]:
-        """Makes a `refusal` of what Orbax raises, of many kinds, where a file isn't as it was."""
-        flaw = None
+    def _reading(
+        self, step: int, refusal: Callable[[int, str], CheckpointError], read: Callable[[], Any]
+    ) -> Any:
+        """What `read` gives, or a `refusal` of what Orbax raises where a file isn't as it was."""
         try:
-            yield
-        except Exception as error:
+            return read()
+        except Exception as error:  # of many kinds
             flaw = reading_flaw(error, self._folder(step))
         # Here nothing holds the error any more, nor it what the failed read has left.
-        if flaw is not None:
-            sweep()
-            raise refusal(step, flaw)
+        sweep()
+        raise refusal(step, flaw)
 
     def _metadata(self, step: int) -> dict[str, Any]:
         """The metadata of `step`, found whole, of this version and of this configuration."""
-        with self._reading(step, self._damaged):
-            metadata = self._orbax.checkpointables_metadata(step).custom_metadata
+        metadata = self._reading(
+            step,
+            self._damaged,
+            lambda: self._orbax.checkpointables_metadata(step).custom_metadata,
+        )
         if unsealed(metadata):
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} was written by an older version of "

@@ -429,7 +429,7 @@ def test_what_a_failed_read_leaves_is_collected_in_silence(checkpoints, monkeypa
     complaints = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     monkeypatch.setattr(checkpoints._orbax, "load_checkpointables", fail)
-    with pytest.raises(DamagedError, match="no zarr.json") as raised:
+    with pytest.raises(DamagedError, match=r"no zarr\.json") as raised:
         checkpoints.restore(small(), 1)
     gc.collect()
     assert not complaints
