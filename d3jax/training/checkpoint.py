@@ -9,6 +9,7 @@ checkpoints none is used.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -30,7 +31,7 @@ from d3jax.training.integrity import (
     sealed,
     unsealed,
 )
-from d3jax.training.storage import KeepLatestAndBest, open_storage, sweep
+from d3jax.training.storage import KeepLatestAndBest, open_storage, unheard
 
 State = TypeVar("State")
 
@@ -214,12 +215,13 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         self, step: int, refusal: Callable[[int, str], CheckpointError], read: Callable[[], Any]
     ) -> Any:
         """What `read` gives, or a `refusal` of what Orbax raises where a file isn't as it was."""
-        try:
-            return read()
-        except Exception as error:  # of many kinds
-            flaw = reading_flaw(error, self._folder(step))
-        # Here nothing holds the error any more, nor it what the failed read has left.
-        sweep()
+        with unheard():
+            try:
+                return read()
+            except Exception as error:  # of many kinds
+                flaw = reading_flaw(error, self._folder(step))
+            gc.collect()
+        # Not from the error, which would hold what the failed read has left.
         raise refusal(step, flaw)
 
     def _metadata(self, step: int) -> dict[str, Any]:
