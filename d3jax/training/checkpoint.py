@@ -9,6 +9,8 @@ checkpoints none is used.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -29,7 +31,7 @@ from d3jax.training.integrity import (
     sealed,
     unsealed,
 )
-from d3jax.training.storage import KeepLatestAndBest, open_storage
+from d3jax.training.storage import KeepLatestAndBest, open_storage, unheard
 
 State = TypeVar("State")
 
@@ -166,13 +168,13 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         The first checkpoint is proven as soon as it is written, before hours go into others.
         """
         self._existing(step)
-        try:
+
+        def find() -> list[str]:
             found = self._orbax.checkpointables_metadata(step)
             arrays = found.metadata["state"] or {}
-            missing = sorted(found.custom_metadata["fingerprints"].keys() - arrays.keys())
-        except Exception as error:  # as many kinds as for what is damaged
-            raise self._unreadable(step, reading_flaw(error, self._folder(step))) from error
-        if missing:
+            return sorted(found.custom_metadata["fingerprints"].keys() - arrays.keys())
+
+        if missing := self._reading(step, self._unreadable, find):
             raise self._unreadable(step, f"{len(missing)} arrays are missing, first {missing[0]}")
         self._proven = True
 
@@ -200,20 +202,35 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         self, step: int, target: dict[str, Any], saved: dict[str, Fingerprint]
     ) -> dict[str, Any]:
         """The arrays, as the target has them, once they are known to be what was saved."""
-        try:
-            loaded = self._orbax.load_checkpointables(step, {"state": target})["state"]
-        except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise self._damaged(step, reading_flaw(error, self._folder(step))) from error
+        loaded = self._reading(
+            step,
+            self._damaged,
+            lambda: self._orbax.load_checkpointables(step, {"state": target})["state"],
+        )
         if flaw := array_flaw(fingerprints(loaded), saved):
             raise self._damaged(step, flaw)
         return loaded
 
+    def _reading(
+        self, step: int, refusal: Callable[[int, str], CheckpointError], read: Callable[[], Any]
+    ) -> Any:
+        """What `read` gives, or a `refusal` of what Orbax raises where a file isn't as it was."""
+        with unheard():
+            try:
+                return read()
+            except Exception as error:  # of many kinds
+                flaw = reading_flaw(error, self._folder(step))
+            gc.collect()
+        # Not from the error, which would hold what the failed read has left.
+        raise refusal(step, flaw)
+
     def _metadata(self, step: int) -> dict[str, Any]:
         """The metadata of `step`, found whole, of this version and of this configuration."""
-        try:
-            metadata = self._orbax.checkpointables_metadata(step).custom_metadata
-        except Exception as error:  # as many kinds as for the arrays
-            raise self._damaged(step, reading_flaw(error, self._folder(step))) from error
+        metadata = self._reading(
+            step,
+            self._damaged,
+            lambda: self._orbax.checkpointables_metadata(step).custom_metadata,
+        )
         if unsealed(metadata):
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} was written by an older version of "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,19 @@ def open_storage(directory: Path, policy: KeepLatestAndBest, writer: bool) -> An
     )
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Silences what Python says of the coroutines and event loops that a failed read of Orbax
+    leaves, when it collects them in the block."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = hook
+
+
 def check_storable(directory: Path) -> None:
     """Raises `CheckpointError` for a path that TensorStore, which writes the arrays, changes."""
     path = directory.resolve()
@@ -85,9 +101,9 @@ def _is_text(path: str) -> bool:
     return True
 
 
-def _unheard(record: logging.LogRecord) -> bool:
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     """Whether a message is not Orbax', which also logs all that it raises, with a traceback."""
     return "/orbax/" not in record.pathname
 
 
-logging.getLogger("absl").addFilter(_unheard)
+logging.getLogger("absl").addFilter(_is_not_of_orbax)

@@ -32,7 +32,7 @@ def test_every_picture_is_drawn_twice(trained: Path, tmp_path: Path) -> None:
     main(["inspect", str(trained), "--out", str(tmp_path / "new")])
     over_training = ("gates-over-training", "loss-weights-over-training")
     names = ("attention", "calibration", "gates", "learning-curves", "loss-weights", *over_training)
-    drawn = sorted(path.name for path in (tmp_path / "new").iterdir())
+    drawn = sorted(path.name for path in (tmp_path / "new").glob("[!.]*"))
     assert drawn == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg"))
     svg = (tmp_path / "new/calibration.svg").read_text()
     assert "http" not in svg.split("<defs>", 1)[1].replace("http://www.w3.org", "")
