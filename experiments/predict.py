@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from d3jax.batch import UNKNOWN, Batch
 from d3jax.data.encoder import Encoder, unknown_rows
+from d3jax.disk import writing
 from d3jax.errors import DataError
-from d3jax.owned import check_output
+from d3jax.owned import check_output, replacing
 from d3jax.training.scoring import score_batches
 from data_pipelines.encoder import load_encoder
 from data_pipelines.format import Format
@@ -46,7 +47,7 @@ def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted
     failure leaves no half of it.
     """
     if out is not None:
-        check_output(out, inputs=[source])
+        check_output(out, inputs=find_files(source))
     encoder, schema = load_encoder(run.described), run.schema
     unknown = np.zeros(schema.num_fields, np.int64)
     shown = np.asarray(schema.scenarios)
@@ -114,13 +115,6 @@ def _writer(out: Path | None) -> Iterator[Any]:
         return
     if out.suffix not in (".csv", ".parquet"):
         raise DataError(f"{out} is neither .csv nor .parquet; name the output one of them")
-    draft = out.with_name(f".{out.name}.part")
     kind = pa.csv.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter
-    try:
-        with draft.open("wb") as file, kind(file, SCHEMA) as writer:
-            yield writer.write
-        draft.replace(out)
-    except OSError as error:
-        raise DataError(f"can't write {out} ({error.strerror}); choose another --out") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with writing(out), replacing(out) as draft, draft.open("wb") as file, kind(file, SCHEMA) as to:
+        yield to.write

@@ -168,8 +168,8 @@ def test_a_missing_column_is_named(
         ("rows.json", "out.csv", "rows.json does not tell what separates its columns"),
         ("no.csv", "out.csv", "no.csv is missing; give a file or a directory"),
         ("rows.csv", "out.xlsx", "out.xlsx is neither .csv nor .parquet; name the output"),
-        ("rows.csv", "no/out.csv", "choose another --out"),
-        ("rows.csv", "no/out.parquet", "choose another --out"),
+        ("rows.csv", "rows.csv", "rows.csv is the same file as"),
+        ("rows.csv", "rows.json/out.csv", "rows.json/out.csv"),
     ],
 )
 def test_files_that_cannot_be_read_or_written_are_refused(
