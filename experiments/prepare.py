@@ -101,7 +101,8 @@ def remarks(prepared: Prepared) -> list[str]:
         for name, longest in provenance.get("cut", {}).items()
     ]
     if unused := provenance.get("unused_columns"):
-        lines.append(f"columns left out, since no flag names them: {', '.join(map(str.strip, unused))}")
+        names = ", ".join(name.strip() for name in unused)
+        lines.append(f"columns left out, since no flag names them: {names}")
     if repeated := provenance.get("repeated_events", 0):
         lines.append(
             f"{repeated:,} rows repeat the {', '.join(provenance['split']['key'])} of another; "
