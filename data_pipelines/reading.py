@@ -6,6 +6,7 @@ folder's name adds a column.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,7 @@ class _Header(NamedTuple):
 
 
 def find_files(source: Path) -> tuple[Path, ...]:
-    """Return the file itself, or the visible files of a directory by name.
+    """Return the file itself, or the visible files of a directory: part-2 comes before part-10.
 
     Raises `DataError` when there is none.
     """
@@ -64,7 +65,13 @@ def find_files(source: Path) -> tuple[Path, ...]:
     if not found:
         kind = "holds no files" if source.is_dir() else "is missing"
         raise DataError(f"{source} {kind}; give a file or a directory of files")
-    return tuple(sorted(found))
+    return tuple(sorted(found, key=_by_number))
+
+
+def _by_number(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """The name with its numbers as numbers; then the name itself, where these are equal."""
+    parts = re.split(r"([0-9]+)", path.stem)
+    return [(int(part), "") if n % 2 else (-1, part) for n, part in enumerate(parts)], path.name
 
 
 def open_files(paths: Sequence[Path], form: Format, scratch: Path) -> Files:

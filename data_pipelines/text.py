@@ -24,6 +24,13 @@ from data_pipelines.format import ATOMIC, Format, suffix_of
 csv.field_size_limit(2**31 - 1)
 
 _GZIP = b"\x1f\x8b"
+_PACKINGS = {
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+}
 _CHUNK = 1 << 20
 _BLOCK = 1 << 24
 
@@ -39,9 +46,14 @@ class Text(NamedTuple):
 def open_text(path: Path, form: Format, scratch: Path) -> Text:
     """Unpacks and recodes a file into `scratch` where it is not plain UTF-8 already.
 
-    Raises `DataError` when it is empty, or its gzip data are damaged or cut short, or naming the
-    line that its encoding can't hold.
+    Raises `DataError` when it is empty, packed by something else than gzip, damaged or cut short,
+    or naming the line that its encoding can't hold.
     """
+    if packing := _other_packing(path):
+        raise DataError(
+            f"file {path.name} is packed by {packing}, which is not read; unpack it, or pack it "
+            "by gzip"
+        )
     separator = form.separator_of(path)
     if not _is_packed(path) and codecs.lookup(form.encoding).name == "utf-8":
         text = Text(path, path, separator)
@@ -172,6 +184,12 @@ def _decoded(path: Path, encoding: str, known_as: Path | None = None) -> Iterato
 def _is_packed(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_GZIP)) == _GZIP
+
+
+def _other_packing(path: Path) -> str | None:
+    with path.open("rb") as file:
+        start = file.read(6)
+    return next((name for mark, name in _PACKINGS.items() if start.startswith(mark)), None)
 
 
 def _open_binary(path: Path) -> BinaryIO:

@@ -153,7 +153,10 @@ class Train(Settings):
             return
         given = self.prepared or self.preset or self.config or self.out
         if self.resume is not None and (given or config != PRESETS["synthetic"]):
-            raise ConfigError("--resume takes a run as it is; give it alone, or start a new run")
+            raise ConfigError(
+                "--resume takes a run as it is, with --data where its data have moved and nothing "
+                "else; give it so, or start a new run"
+            )
         if self.data is not None and self.resume is None:
             raise ConfigError("--data is where a resumed run's data are; name PREPARED without it")
         with together(self.hosts, console):
@@ -197,7 +200,8 @@ class Evaluate:
         from experiments.report import evaluation_table, tell_unknown, trust_table
         from experiments.run import open_run
 
-        result, unknown = run_evaluation(open_run(self.directory), self.split, self.data)
+        run = open_run(self.directory)
+        result, unknown = run_evaluation(run, self.split, self.data, console)
         tell_unknown(unknown, console)
         if self.json:
             content = {**result.metrics.to_json(), "unknown": unknown.to_json()}

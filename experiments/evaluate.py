@@ -164,13 +164,22 @@ def _planted(prepared: Prepared, split: str, scores: Scores) -> Evaluation | Non
     return evaluate_scores(scores._replace(logits=logits), prepared.schema.scenarios)
 
 
-def run_evaluation(run: Run, split: str, data: Path | None) -> tuple[Evaluated, Unknown]:
-    """What `d3jax evaluate` shows."""
+def run_evaluation(
+    run: Run, split: str, data: Path | None, console: Console
+) -> tuple[Evaluated, Unknown]:
+    """What `d3jax evaluate` shows; says on the console what speaks against the figures."""
     prepared = run.prepared(data)
+    warn_of_doubt(run, prepared, console)
     loaded = load_best(run)
     size = run.config.train.batch_size
     evaluated = evaluate_split(loaded.trainer, loaded.state, prepared, split, size)
     return evaluated, unknown_in(prepared, split, run.described)
+
+
+def warn_of_doubt(run: Run, prepared: Prepared, console: Console) -> None:
+    """Says on the console when the run may have been trained on rows of these data."""
+    if doubt := run.doubt(prepared):
+        console.print(styled("warning:", "yellow"), doubt)
 
 
 def device_summary() -> str:

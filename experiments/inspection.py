@@ -37,6 +37,7 @@ from experiments.evaluate import (
     load_best,
     mean_attention,
     planted_fields,
+    warn_of_doubt,
 )
 from experiments.figures import attention_heat_map
 from experiments.journal import WRITTEN, read_journal
@@ -68,6 +69,7 @@ def inspect_run(
     if out is not None:
         claim(out, "pictures")
     prepared = run.prepared(data)
+    warn_of_doubt(run, prepared, console)
     loaded = load_best(run)
     observed = observe(run, loaded, prepared, split)
     evaluation = evaluate_scores(observed.scores, run.schema.scenarios, RESAMPLES)

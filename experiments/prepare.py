@@ -48,7 +48,11 @@ def prepare_source(
 ) -> None:
     """Prepares what `read` gives, on the disk of `out`, and prints a summary."""
     check_replaceable(out, overwrite)
-    with writing(out, SPACE), ExitStack() as stack, Progress(console=console) as bar:
+    with (
+        writing(out, SPACE),
+        ExitStack() as stack,
+        Progress(console=console, transient=True) as bar,
+    ):
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=DRAFT, dir=out.parent)
         scratch = Path(stack.enter_context(folder)).resolve()

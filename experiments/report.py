@@ -45,7 +45,7 @@ def trust_table(evaluation: Evaluation) -> Grid:
 def tell_unknown(unknown: Unknown, console: Console) -> None:
     """Says what of the rows training had not seen, and warns where that is much more than there."""
     console.print(unknown.report())
-    for warning in unknown.warnings():
+    for warning in unknown.warnings().values():
         console.print(styled("warning:", "yellow"), warning)
 
 

@@ -70,6 +70,11 @@ class Run:
 
         Raises `DataError` saying in what they differ, or that the run's data have changed.
         """
+        if data is None and not self.data.exists():
+            raise DataError(
+                f"{self.data}, the data of the run {self.directory}, is not there; if it has "
+                "moved, name its place by --data"
+            )
         prepared = open_prepared(self.data if data is None else data)
         if changed := self.schema.differences(prepared.schema):
             raise DataError(
@@ -98,6 +103,21 @@ class Run:
                 "made: it was prepared again. Put the data back and name their place by --data, or "
                 "start a new run on these"
             )
+
+    def doubt(self, prepared: Prepared) -> str | None:
+        """Why the metrics of these data may be too good: they share files with the run's own data,
+        of which a split has put other rows into train. None where they don't."""
+        if prepared.fingerprint == self.fingerprint:
+            return None
+        known = set(self.described.provenance.get("sources", {}).values())
+        sources = prepared.provenance.get("sources", {})
+        if not (shared := sorted(name for name, digest in sources.items() if digest in known)):
+            return None
+        return (
+            f"{prepared.directory} was prepared from files of the run's own data "
+            f"({', '.join(shared)}) and is split in another way, so the run may have been trained "
+            "on rows that are scored here"
+        )
 
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a file of the run as a whole."""

@@ -45,17 +45,19 @@ class Unknown(NamedTuple):
         )
         return f"unknown or missing values: {', '.join(told)}"
 
-    def warnings(self) -> list[str]:
-        """A line for each field in which far more is unknown than in training."""
-        return [
-            f"field {field.name!r}: {share:.1%} of the rows have no value that training saw, where "
-            f"{trained:.1%} of the training rows have none; their scores are guesses. Are the "
-            "values written as in the training data?"
-            for field, share, trained in zip(
-                self.schema.fields, self.share, self.trained, strict=True
+    def warnings(self) -> dict[str, str]:
+        """A line for each field, by its name, in which far more is unknown than in training."""
+        names = [field.name for field in self.schema.fields]
+        shares = zip(names, self.share, self.trained, strict=True)
+        return {
+            name: (
+                f"field {name!r}: {share:.1%} of the rows have no value that training saw, where "
+                f"{trained:.1%} of the training rows have none; their scores are guesses. Are the "
+                "values written as in the training data?"
             )
+            for name, share, trained in shares
             if share > trained + FAR
-        ]
+        }
 
 
 def training_share(described: Prepared) -> Float[np.ndarray, " N"]:

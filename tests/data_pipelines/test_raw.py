@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
+import lzma
 import tempfile
+import zipfile
 from contextlib import nullcontext
 from encodings.aliases import aliases
 from pathlib import Path
@@ -25,7 +28,7 @@ from d3jax.errors import ConfigError, DataError
 from data_pipelines.engine import duckdb_engine
 from data_pipelines.format import Format
 from data_pipelines.raw import Raw, check_unique, check_values, places, read_raw, require_columns
-from data_pipelines.reading import open_files, raw_batches, text_batches
+from data_pipelines.reading import find_files, open_files, raw_batches, text_batches
 from data_pipelines.stage import Stage
 
 Rows = list[list[str | None]]
@@ -47,6 +50,13 @@ def read(engine: ibis.BaseBackend, tmp_path: Path) -> Any:
         return read_raw(engine, tmp_path / name, scratch, Format(**form))
 
     return write_and_read
+
+
+def zipped(content: bytes) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("log.csv", content)
+    return made.getvalue()
 
 
 def to_rows(table: pa.Table | pa.RecordBatch) -> Rows:
@@ -444,3 +454,19 @@ def test_an_encoding_is_one_by_which_text_comes_back_in_parts(encoding: str) -> 
         return
     assert f"encoding is {encoding!r}, which Python does not know as one of text files" in refused
     assert encoding not in ("utf_8", "latin_1", "gbk", "utf_16", "utf_16_le", "shift_jis")
+
+
+def test_parts_follow_each_other_by_number(tmp_path: Path) -> None:
+    names = ["part-0", "part-1", "part-2", "part-10", "part-11", "part-a", "part-a2", "part-a10"]
+    for name in names:
+        (tmp_path / f"{name}.csv").write_text("a\n1\n")
+    assert [path.stem for path in find_files(tmp_path)] == names
+
+
+@pytest.mark.parametrize(
+    ("pack", "name"), [(bz2.compress, "bzip2"), (lzma.compress, "xz"), (zipped, "zip")]
+)
+def test_other_packings_are_named(read: Any, pack: Any, name: str) -> None:
+    message = f"file log.csv is packed by {name}, which is not read; unpack it, or pack it by gzip"
+    with pytest.raises(DataError, match=message):
+        read(pack(b"a,b\n1,2\n"))

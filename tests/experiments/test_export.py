@@ -170,3 +170,14 @@ def test_rows_that_cannot_be_scored(exported: Path, table: pa.Table) -> None:
         DataError, match=r"the table has columns of unequal length: \{'scenario': 4"
     ):
         score({**table.to_pydict(), "city": ["x"]})
+
+
+def test_values_that_training_never_saw_are_warned_of_once(exported: Path, table: pa.Table) -> None:
+    score = Exported(exported)
+    strange = {**table.to_pydict(), "user": [f"new {n}" for n in range(40)]}
+    score(strange)
+    score(strange)
+    with pytest.warns(UserWarning, match=r"field 'user': 100.0% of the rows have no"):
+        score(strange)
+    score(strange)  # and warnings are errors here
+    assert score.unknown.report() == "unknown or missing values: user 100.0%"

@@ -15,7 +15,7 @@ from d3jax.config import Config, TrainConfig
 from d3jax.errors import CheckpointError, DataError, OutputError
 from d3jax.owned import exclusive
 from data_pipelines.checksums import write_checksums
-from data_pipelines.columns import open_prepared
+from data_pipelines.columns import Prepared, open_prepared
 from data_pipelines.engine import duckdb_engine
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, TableConfig
@@ -114,7 +114,10 @@ def test_a_run_knows_its_data_again_where_they_have_moved(tmp_path: Path) -> Non
     run = open_run(tmp_path / "run")
     assert run.training_data().directory == data
     shutil.move(data, tmp_path / "moved")
-    with pytest.raises(DataError, match=r"schema.json is missing; prepare the data again, or"):
+    message = (
+        "data/out, the data of the run .*, is not there; if it has moved, name its place by --d"
+    )
+    with pytest.raises(DataError, match=message):
         run.training_data()
     assert run.training_data(tmp_path / "moved").directory == tmp_path / "moved"
     # Raw files of another name give the same rows.
@@ -149,3 +152,25 @@ def test_other_rows_with_the_same_ids_are_evaluated_and_not_trained_on(tmp_path:
     for refused in (run.prepared, run.training_data, lambda: run.training_data(data)):
         with pytest.raises(DataError, match=r"holds other rows than when the run .* was made: it"):
             refused()
+
+
+def test_rows_of_the_same_files_in_another_split_are_doubted(tmp_path: Path) -> None:
+    """With hashed fields another split has the same ids, and training rows among its test rows."""
+
+    def hashed(name: str, seed: int, rows: int = 400) -> Prepared:
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = [f"{n % 10},{'ab'[n % 2]},{n % 3 % 2}" for n in range(rows)]
+        (folder / "log.csv").write_text("\n".join(["item,tab,click", *lines]))
+        config = TableConfig(label="click", scenario="tab", hash=("item=50", "tab=9"))
+        rows_read = read_table(duckdb_engine(folder, threads=1), folder / "log.csv", folder, config)
+        return prepare(rows_read, folder / "out", PrepareConfig(seed=seed))
+
+    own = hashed("own", 0)
+    create_run(tmp_path / "run", Config(), own, overwrite=False)
+    run = open_run(tmp_path / "run")
+    assert run.doubt(own) is None
+    told = run.doubt(run.prepared(hashed("again", 1).directory))
+    assert told is not None
+    assert "was prepared from files of the run's own data (log.csv) and is split in anoth" in told
+    assert run.doubt(run.prepared(hashed("other", 1, 440).directory)) is None
