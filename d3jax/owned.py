@@ -111,7 +111,7 @@ def claim(directory: Path, kind: str) -> None:
     with writing(directory):
         if kind_of(directory) == kind:
             return
-        check_free(directory, (kind,), False, f"and is not {KINDS[kind]}; choose another --out")
+        check_free(directory, (kind,), False, f"it is not {KINDS[kind]}, so choose another --out")
         directory.mkdir(parents=True, exist_ok=True)
         _mark(directory, kind)
 

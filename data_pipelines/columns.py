@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from d3jax import owned
 from d3jax.batch import Field, Schema
-from d3jax.data.encoder import FieldCode
+from d3jax.data.encoder import FieldCode, ScenarioRule
 from d3jax.errors import DataError
 from d3jax.owned import check_free
 from d3jax.typed import from_json, parse_json
@@ -151,7 +151,9 @@ def read_schema(directory: Path) -> Prepared:
         version = content["format_version"]
         if version == FORMAT_VERSION:
             schema = Schema.from_json(content["schema"])
-            return Prepared(directory, schema, _provenance(content["provenance"]))
+            provenance = _provenance(content["provenance"])
+            _check_rules(schema, provenance)
+            return Prepared(directory, schema, provenance)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error!r}); {_AGAIN}") from error
     except DataError as error:
@@ -161,11 +163,39 @@ def read_schema(directory: Path) -> Prepared:
     )
 
 
+_RULES = {
+    "rows": dict[str, int],
+    "unknown": dict[str, int],
+    "separators": dict[str, str],
+    "buckets": dict[str, Any],
+    "hashed": dict[str, int],
+    "scenario": ScenarioRule,
+}
+"""What of the provenance decides ids and scenarios, or is counted on, and its type."""
+
+
 def _provenance(value: Any) -> dict[str, Any]:
-    """How the data was prepared; of its values, the rows of each split are counted on."""
+    """How the data was prepared; what is counted on is of its type."""
     provenance = from_json(dict[str, Any], value, "provenance", DataError)
-    from_json(dict[str, int], provenance.get("rows", {}), "provenance.rows", DataError)
+    for name, kind in _RULES.items():
+        if name in provenance:
+            from_json(kind, provenance[name], f"provenance.{name}", DataError)
+    for name, edges in provenance.get("buckets", {}).items():
+        from_json(tuple[float, ...], edges, f"provenance.buckets.{name}", DataError)
+    if negative := [n for n, rows in provenance.get("rows", {}).items() if rows < 0]:
+        raise DataError(f"provenance.rows.{negative[0]} is below 0")
     return provenance
+
+
+def _check_rules(schema: Schema, provenance: dict[str, Any]) -> None:
+    """Raises `DataError` when the rules are not those that the schema was written with."""
+    if schema.fingerprint != _rules_fingerprint(provenance):
+        raise DataError("the rule for the scenario or the label has changed since it was written")
+
+
+def _rules_fingerprint(provenance: dict[str, Any]) -> str:
+    rules = [provenance.get("scenario"), provenance.get("label_rule")]
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_prepared(directory: Path) -> Prepared:
@@ -276,11 +306,10 @@ def write_schema(directory: Path, schema: Schema, provenance: dict[str, Any]) ->
     """
     codes = field_codes(directory, schema, provenance)
     fields = zip(schema.fields, codes, strict=True)
-    rules = [provenance.get("scenario"), provenance.get("label_rule")]
     schema = replace(
         schema,
         fields=tuple(replace(each, fingerprint=code.fingerprint) for each, code in fields),
-        fingerprint=hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16],
+        fingerprint=_rules_fingerprint(provenance),
     )
     content = {
         "format_version": FORMAT_VERSION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from d3jax.data.encoder import Encoder, ScenarioRule
 from d3jax.errors import DataError
+from d3jax.typed import from_json
 from data_pipelines.columns import Prepared
 
 
@@ -13,12 +14,10 @@ def load_encoder(prepared: Prepared) -> Encoder:
     Raises `DataError` when a vocabulary is missing or not the one of the schema, or when
     `schema.json` has no rule for scenarios.
     """
-    try:
-        scenario = prepared.provenance["scenario"]
-        rule = ScenarioRule(scenario["field"], scenario["values"], scenario.get("edges", ()))
-    except (KeyError, TypeError) as error:
+    if "scenario" not in prepared.provenance:
         raise DataError(
-            f"{prepared.directory / 'schema.json'} does not say {error} of its raw values; "
+            f"{prepared.directory / 'schema.json'} does not say 'scenario' of its raw values; "
             "prepare the data again"
-        ) from error
+        )
+    rule = from_json(ScenarioRule, prepared.provenance["scenario"])
     return Encoder(prepared.schema, prepared.codes(), rule)

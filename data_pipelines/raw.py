@@ -6,7 +6,6 @@ What a check finds wrong is looked up in the files again, by plain Python, to sa
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,6 +16,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from d3jax.data.encoding import kind_of, spell
 from d3jax.errors import DataError
 from data_pipelines.engine import read_parquet
 from data_pipelines.format import Format
@@ -105,11 +105,15 @@ def check_unique(raw: Raw, column: str) -> None:
     repeated = raw.table.group_by(key=key).having(raw.table.count() > 1).agg(value=key.min())
     value = repeated.value.min().to_pyarrow().as_py()
     if value is not None:
-        alike = re.compile(rf"{re.escape(value)}(?:\.0*)?").fullmatch
-        found = ", ".join(islice(places(raw, lambda row: bool(alike(row[column] or ""))), 3))
+        found = ", ".join(islice(places(raw, lambda row: _spelt(row[column]) == value), 3))
         raise DataError(
             f"{column} {value!r} appears more than once: {found}; keep one row for each {column}"
         )
+
+
+def _spelt(text: str | None) -> str | None:
+    """What `plain` makes of a text in the engine."""
+    return spell(pa.array([text], pa.string()), kind_of([text]))[0].as_py()
 
 
 def places(raw: Raw, wanted: Callable[[Row], bool]) -> Iterator[str]:

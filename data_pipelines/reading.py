@@ -59,12 +59,17 @@ def find_files(source: Path) -> tuple[Path, ...]:
     Raises `DataError` when there is none.
     """
     if source.is_dir():
-        found = [path for path in source.iterdir() if path.is_file() and path.name[0] not in "._"]
+        inside = [path for path in source.iterdir() if path.name[0] not in "._"]
+        found = [path for path in inside if not path.is_dir()]
     else:
         found = [source] if source.exists() else []
     if not found:
         kind = "holds no files" if source.is_dir() else "is missing"
         raise DataError(f"{source} {kind}; give a file or a directory of files")
+    if strange := [path for path in found if not path.is_file()]:
+        raise DataError(
+            f"{strange[0]} is a pipe or a broken link; give files that can be read twice"
+        )
     return tuple(sorted(found, key=_by_number))
 
 
@@ -81,7 +86,13 @@ def open_files(paths: Sequence[Path], form: Format, scratch: Path) -> Files:
     naming the file for one that can't be read, and for headers that differ.
     """
     texts: tuple[Text, ...] = ()
-    if all(map(_is_parquet, paths)):
+    parquet = [path for path in paths if _is_parquet(path)]
+    if parquet and len(parquet) < len(paths):
+        other = next(path for path in paths if path not in parquet)
+        raise DataError(
+            f"{parquet[0].name} is Parquet and {other.name} is not; give files of one kind"
+        )
+    if parquet:
         headers = [_parquet_header(path) for path in paths]
     else:
         texts = tuple(open_text(path, form, scratch) for path in paths)

@@ -15,7 +15,11 @@ from ibis.expr.types import StringValue
 from d3jax.errors import ConfigError
 from data_pipelines.source import PrepareConfig, Source
 
-_WHOLE = r"^(-?[1-9][0-9]*|0)\.0*$"
+_NUMBER = r"^[ \t]*([-+]?)(?:(0|[1-9][0-9]*)(?:\.([0-9]*))?|\.([0-9]+))[ \t]*$"
+_EXPONENT = (
+    r"^[ \t]*([-+]?(?:(?:0|[1-9][0-9]{0,200})(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]{1,2})[ \t]*$"
+)
+_TRUTH = r"^[ \t]*([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee])[ \t]*$"
 
 
 def event_digest(rows: ibis.Table, columns: Sequence[str], seed: int) -> StringValue:
@@ -30,12 +34,29 @@ def joined(parts: Sequence[StringValue]) -> StringValue:
 
 
 def plain(text: StringValue) -> StringValue:
-    """The text of a whole number without a point: a user in one file as 12 is 12.0 in another.
+    """Spell a text as `d3jax.data.encoding.spell` spells a number or a truth, if it is one.
 
-    It tells events, users and the keys of joins apart before it is known of what kind they are.
+    It tells events, users and the keys of joins apart before it is known of what kind they are:
+    a user in one file as 12 is 12.0 or +12 in another. Numbers with an exponent and a fraction
+    stay as they are.
     """
-    # Engines don't agree on how a replacement names a group, but on how to extract one.
-    return ibis.ifelse(text.re_search(_WHOLE), text.re_extract(_WHOLE, 1), text)
+    # Engines agree on how to extract a group, not on how a replacement names one.
+    sign, whole, after, alone = (text.re_extract(_NUMBER, n) for n in (1, 2, 3, 4))
+    fraction = after + alone
+    digits = ibis.ifelse(whole == "", "0", whole)
+    rest = fraction.re_extract("^([0-9]*[1-9])0*$", 1)
+    body = digits + ibis.ifelse(rest == "", "", ibis.literal(".") + rest)
+    number = ibis.ifelse((sign == "-") & (body != "0"), "-", "") + body
+    written = text.re_extract(_EXPONENT, 1)
+    value = ibis.ifelse(written == "", "0", written).cast("float64")
+    exact = (value % 1.0 == 0.0) & (value.abs() < 2.0**63)
+    power = ibis.ifelse(exact, value, 0.0).cast("int64").cast("string")
+    return ibis.cases(
+        (text.re_search(_NUMBER), number),
+        (text.re_search(_EXPONENT) & exact, power),
+        (text.re_search(_TRUTH), text.re_extract(_TRUTH, 1).lower()),
+        else_=text,
+    )
 
 
 def split_of(source: Source, config: PrepareConfig) -> StringValue:

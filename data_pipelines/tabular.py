@@ -26,6 +26,9 @@ from data_pipelines.rules import (
     parse_settings,
 )
 from data_pipelines.source import FieldSource, Source, TableConfig
+from data_pipelines.splits import plain
+
+_TRUTH = "[Tt]rue|TRUE|[Ff]alse|FALSE"
 
 MAX_SCENARIOS = 100
 MAX_VALUES = 100
@@ -113,9 +116,15 @@ def read_table(
         label_column=_LABEL,
         scenario_column=_SCENARIO,
         unmatched={name: count for name, count in joined.unmatched.items() if count},
-        repeated=_number(rows.count()) - _number(rows.select(*key).distinct().count()),
+        repeated=_number(rows.count()) - _events(rows, key),
         unused=tuple(name for name in joined.owners if name not in {*used, *joined.keys}),
     )
+
+
+def _events(rows: ibis.Table, key: Sequence[str]) -> int:
+    """The number of different events, by the spelling that the split knows them by."""
+    spelt = {name: plain(rows[name].fill_null("")) for name in key}
+    return _number(rows.select(**spelt).distinct().count())
 
 
 def _fields(config: TableConfig, scenario: str, rule: Rule) -> tuple[FieldSource, ...]:
@@ -235,10 +244,10 @@ def _require(joined: _Joined, names: Sequence[str]) -> None:
 
 def _check_label(owner: Raw, rule: Rule) -> None:
     if rule == Rule(rule.column):
-        form = r"[01](?:\.0*)?|[Tt]rue|TRUE|[Ff]alse|FALSE"
+        form = rf"[01](?:\.0*)?|{_TRUTH}"
         check_values(owner, {rule.column: (form, "0 or 1; give a rule such as x>3")})
     elif rule.is_numeric:
-        check_values(owner, {rule.column: (NUMBER, "a number")})
+        check_values(owner, {rule.column: (f"{NUMBER}|{_TRUTH}", "a number")})
 
 
 def _check_numbers(joined: _Joined, fields: Sequence[FieldSource]) -> None:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from d3jax.checks import OVERALL
+from d3jax.disk import writing
 from d3jax.errors import ConfigError
 from d3jax.training.metrics import Calibration
 from experiments.safe_text import for_picture, picture_families
@@ -51,7 +52,8 @@ def save(figure: Figure, path: Path) -> tuple[Path, Path]:
 def save_as(figure: Figure, path: Path, **options: Any) -> None:
     """Writes a figure in the format that the suffix names, and makes the folder it goes to.
 
-    Raises `ConfigError` for a suffix that names none, and for a place that can't be written.
+    Raises `ConfigError` for a suffix that names none, `OutputError` for a place that can't be
+    written.
     """
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
@@ -59,13 +61,9 @@ def save_as(figure: Figure, path: Path, **options: Any) -> None:
             f"{path} has the suffix of no picture; name it .png, .svg or .pdf "
             f"(Matplotlib writes {', '.join(sorted(formats))})"
         )
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, **options)
-    except OSError as error:
-        raise ConfigError(
-            f"can't write the picture {path} ({error.strerror}); choose another place"
-        ) from error
 
 
 def method_dots(

@@ -21,6 +21,7 @@ from scipy.stats import rankdata
 
 from d3jax.checks import OVERALL
 from d3jax.config import BackboneName, Config
+from d3jax.owned import claim
 from data_pipelines.synthetic import SyntheticConfig, synthetic, write
 from experiments.charts import COLOURS, MARKERS, save
 from experiments.compare import Plan, compare
@@ -239,7 +240,7 @@ def main(study: Study) -> None:
         folder = study.out / name
         console.rule(name)
         if not (folder / "data").is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
+            claim(folder, "comparison")
             write(synthetic(setting.data), folder / "data")
         plan = Plan(table, study.settings, study.seeds, folder)
         found += outcomes(setting, compare(folder / "data", plan, console))

@@ -70,7 +70,12 @@ class Console(rich.console.Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Prints messages without breaking their lines, which would break paths."""
         is_message = all(isinstance(one, str | Text) for one in objects)
-        super().print(*objects, **{"soft_wrap": is_message, **options})
+        try:
+            super().print(*objects, **{"soft_wrap": is_message, **options})
+        except OSError:
+            # Nobody reads the words beside the results; the work goes on.
+            if not self.stderr:
+                raise
 
 
 def styled(text: str, style: str) -> Text:

@@ -62,8 +62,11 @@ class Unknown(NamedTuple):
 
 def training_share(described: Prepared) -> Float[np.ndarray, " N"]:
     """The share of the training rows without a known value [N], as the preparation counted it."""
-    counted, rows = described.provenance["unknown"], described.provenance["rows"]["train"]
-    return np.array([counted[field.name] for field in described.schema.fields]) / rows
+    counted = described.provenance.get("unknown", {})
+    rows = described.provenance.get("rows", {}).get("train", 0)
+    return np.array([counted.get(field.name, 0) for field in described.schema.fields]) / max(
+        rows, 1
+    )
 
 
 def unknown_in(prepared: Prepared, split: str, described: Prepared) -> Unknown:

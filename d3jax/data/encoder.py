@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -113,8 +113,8 @@ class ScenarioRule:
     its number lies between `edges`."""
 
     field: str
-    values: Mapping[str, str]
-    edges: Sequence[float] = ()
+    values: dict[str, str]
+    edges: tuple[float, ...] = ()
 
     def indices(
         self, column: pa.Array, scenarios: Sequence[str], first_row: int, where: str

@@ -19,7 +19,10 @@ import pyarrow.compute as pc
 from d3jax.batch import UNKNOWN, Kind
 from d3jax.errors import DataError
 
-NUMBER = r"[-+]?(?:[0-9]{1,200}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
+NUMBER = (
+    r"[-+]?(?:(?:[0-9]{1,200}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
+    r"|[0-9](?:\.[0-9]*)?[eE](?:-[0-9]{3}|\+?(?:[12][0-9]{2}|30[0-7])))"
+)
 """A decimal number that a float64 holds, leading zeros allowed; a regular expression that Arrow,
 DuckDB, Spark and Python read alike."""
 
@@ -62,13 +65,17 @@ def _text(column: pa.Array) -> pa.StringArray:
     kind = column.type
     if pa.types.is_floating(kind):
         return _text_of_floats(column)
+    if pa.types.is_decimal(kind):
+        return _plain(column.cast(pa.string()))
     if pa.types.is_timestamp(kind) or pa.types.is_time(kind):
         return _text_of_times(column)
     if pa.types.is_duration(kind):
         ticks = column.cast(pa.int64()).cast(pa.string())
         return spell(pc.binary_join_element_wise(ticks, f"e-{_UNITS[kind.unit]}", ""), "decimal")
     try:
-        return column.cast(pa.string())
+        text = column.cast(pa.string())
+        text.validate(full=True)
+        return text
     except pa.ArrowInvalid:
         if column.type not in (pa.binary(), pa.large_binary(), pa.binary_view()):
             column = column.cast(pa.binary())
@@ -86,14 +93,19 @@ def _text_of_floats(column: pa.Array) -> pa.StringArray:
 
 
 def _text_of_times(column: pa.Array) -> pa.StringArray:
-    """As ISO 8601 has it, with a blank between date and time; in UTC, with a Z, given a zone."""
+    """As ISO 8601 has it, with a blank between date and time, and in UTC where it has a zone.
+
+    Midnight without a zone is a date, for that is how dates become moments, and come back.
+    """
     zone = pa.types.is_timestamp(column.type) and column.type.tz is not None
     if zone:
         column = column.cast(pa.timestamp(column.type.unit, "UTC"))
         column = column.cast(pa.timestamp(column.type.unit))
     text = pc.replace_substring_regex(column.cast(pa.string()), r"\.0+$", "")
     text = pc.replace_substring_regex(text, r"(\.[0-9]*[1-9])0+$", r"\1")
-    return pc.binary_join_element_wise(text, "Z", "") if zone else text
+    if zone:
+        return pc.binary_join_element_wise(text, "+00:00", "")
+    return pc.replace_substring_regex(text, r"^(.+) 00:00:00$", r"\1")
 
 
 def _text_of_bytes(value: bytes | None) -> str | None:
@@ -185,7 +197,7 @@ def _plain(numbers: pa.StringArray) -> pa.StringArray:
 
 def _digits(text: str) -> str:
     """An exponent is how a float64 is written, so it has the digits of the float64 that it is."""
-    if "e" in text.lower() and float(text).is_integer() and abs(float(text)) < 2.0**63:
+    if "e" in text.lower() and float(text).is_integer():
         return str(int(float(text)))
     digits = f"{Decimal(text):f}"
     digits = digits.rstrip("0").rstrip(".") if "." in digits else digits

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from d3jax.data.encoding import text_of
@@ -58,15 +61,26 @@ def _array(column: Any, name: str, where: str) -> pa.Array | pa.ChunkedArray:
         raise DataError(f"{where}: column {name!r} is {column!r}; give a value for each row")
     try:
         return pa.array(column, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        # Objects of several types, such as numbers among words: each has its own text.
-        return pa.array([_text(value, name, where) for value in column], pa.string())
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        # Objects of several types, such as numbers among words, as a CSV file would have them.
+        values = [_text(value, name, where) for value in column]
+        several = any(isinstance(value, list) for value in values)
+        if not several:
+            return pa.array(values, pa.string())
+        lists = [[value] if isinstance(value, str) else value for value in values]
+        return pa.array(lists, pa.list_(pa.string()))
 
 
-def _text(value: Any, name: str, where: str) -> str | None:
+def _text(value: Any, name: str, where: str) -> Any:
+    """The text of a value, None where it is missing; a list of them for a list."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_text(item, name, where) for item in value]
+    if isinstance(value, str | bool | int | float | Decimal | np.generic | datetime.date):
+        missing = value != value
+        return None if missing else str(value).encode("utf-8", "backslashreplace").decode()
     try:
         array = pa.array([value], from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise DataError(
             f"{where}: column {name!r} holds {value!r}, which has no text; give strings or numbers"
         ) from error

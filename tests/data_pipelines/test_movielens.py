@@ -335,7 +335,7 @@ def test_order_of_ratings_does_not_show(tmp_path: Path) -> None:
         source = movielens_1m(ibis.duckdb.connect(threads=threads), directory)
         outs.append(prepare(source, tmp_path / f"out{threads}", PrepareConfig()).directory)
     names = [path.relative_to(outs[0]) for path in outs[0].rglob("*.*")]
-    assert len(names) == 3 * len(SPLITS) + 8 + 2
+    assert len(names) == 3 * len(SPLITS) + 8 + 3
     differing = [
         str(name)
         for name in names

@@ -23,7 +23,7 @@ EVALUATION = Evaluation(OVERALL, {"home": OVERALL, "slot": ONE_CLASS})
 
 @pytest.fixture
 def run(prepared: Path, tmp_path: Path) -> Run:
-    return Run(tmp_path, Config(), open_prepared(prepared), prepared, 2100)
+    return Run(tmp_path, Config(), open_prepared(prepared), prepared, "", 2100)
 
 
 def told(run: Run, start: int, stop: int) -> str:

@@ -16,7 +16,7 @@ from tests.experiments.conftest import SMALL, said
 
 QUICK = ["--batch-size", "256", "--epochs", "1", "--patience", "0"]
 PLAIN = ["--backbone", "plain", "--head", "own", *("--embedding-dim", "4"), *QUICK]
-PLAIN += ["--preset", "text", "--bottom-layers", "8", "6", "--tower-layers", "4"]
+PLAIN += ["--preset", "text", "--bottom-layers", "8", "6"]
 """Flags of a network that compiles in a moment."""
 NAMED = "[1]/a[b-c]/]x[/*/a?b/{x}/50%/%2F/#1?a=b/ a b /'q'/\"q\"/~/$HOME/é中/a:b/y=1/split=test/-x"
 """Folders in folders, each with a name that means something somewhere."""
@@ -174,7 +174,18 @@ def full() -> Iterator[None]:
         ["inspect", "RUN", "--out", "OUT"],
         ["describe", "PREPARED", "--picture", "OUT.png"],
         ["search", "PREPARED", "--out", "OUT.json", *QUICK, *SMALL],
-        ["compare", "PREPARED", "--table", "1", "--out", "OUT", "--seeds", "1", *QUICK, *SMALL],
+        [
+            "compare",
+            "PREPARED",
+            "--table",
+            "1",
+            "--out",
+            "OUT",
+            "--seeds",
+            "1",
+            *QUICK,
+            *SMALL,
+        ],
         ["chaos", "PREPARED", "--out", "OUT", *QUICK, *SMALL],
     ],
     ids=lambda verb: f"{verb[0]}-{len(verb)}",

@@ -22,7 +22,7 @@ from d3jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from d3jax.errors import ConfigError, Preempted, TrainingError
+from d3jax.errors import ConfigError, OutputError, Preempted, TrainingError
 from data_pipelines.columns import Prepared
 from experiments import search as searching
 from experiments.cli import main, parse
@@ -425,7 +425,8 @@ def test_a_damaged_file_of_trials_is_named(
         given.out.unlink()
         content = given.storage.read_bytes()
         given.storage.write_bytes(content[:4096] + b"x" * (len(content) - 4096))
-    with pytest.raises(ConfigError, match=r"file of the search's trials, can't be used \(.*--out"):
+    message = r"is not a database of d3jax search, or a damaged one, so it is left alone; choose"
+    with pytest.raises(OutputError, match=message):
         search(prepared, given, QUIET)
 
 

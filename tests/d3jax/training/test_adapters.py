@@ -512,7 +512,7 @@ def test_d3s_balance_goes_with_no_other_adapter(schema, config, adapter, message
         ({"kpi_smoothing": 1.1}, "kpi_smoothing is 1.1; it must be between 0 and 1"),
         ({"scenario_focus": -1.0}, "scenario_focus is -1.0; it must be between 0 and 100"),
         ({"row_focus": -0.1}, "row_focus is -0.1; it must be between 0 and 100"),
-        ({"asymmetry": math.nan}, "asymmetry is nan; it must be between 0 and 100"),
+        ({"asymmetry": math.nan}, "asymmetry is nan; it must be a finite number"),
     ],
 )
 def test_a_setting_outside_its_range_is_named(change, message):
