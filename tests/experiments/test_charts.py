@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from d3jax.errors import ConfigError
+from d3jax.errors import D3jaxError
 from d3jax.training.metrics import calibration
 from experiments import charts
 from experiments.charts import (
@@ -167,14 +167,14 @@ def test_every_picture_is_tried() -> None:
     [
         ("x.foo", r"x.foo has the suffix of no picture; name it .png, .svg or .pdf"),
         ("x", r"has the suffix of no picture"),
-        ("file/x.png", r"can't write the picture .*file/x.png \(.*\); choose another place"),
-        ("folder.png", r"can't write the picture .*folder.png \(Is a directory\)"),
+        ("file/x.png", r"can't write .*file/x.png \(.*\); make it writable, or choose another place"),
+        ("folder.png", r"can't write .*folder.png \(Is a directory\)"),
     ],
 )
 def test_a_picture_that_cannot_be_written_is_named(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(D3jaxError, match=message):
         save_as(Figure(), tmp_path / name)
 
 
