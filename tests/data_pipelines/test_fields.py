@@ -345,3 +345,18 @@ def test_split_by_time_without_rows(tmp_path: Path) -> None:
     source = replace(source, rows=source.rows.filter(source.rows.time < 0))
     with pytest.raises(DataError, match="split 'train' has no rows: there are 0 in all"):
         prepare(source, tmp_path / "out", PrepareConfig(split="time"))
+
+
+@pytest.mark.parametrize("other", ["+{}", " {}", "{}.0", "{}.00", "{}e0"])
+def test_a_user_is_on_one_side_however_it_is_written(other: str, tmp_path: Path) -> None:
+    """The two files of a log may write the same user in two ways."""
+    rows = [
+        row | {"user": (other if n % 2 else "{}").format(n % 60 + 1)}
+        for n, row in enumerate(some_rows(600))
+    ]
+    fields = (FieldSource("user"), FieldSource("group"))
+    source = to_source(rows, fields=fields)
+    prepared = prepare(source, tmp_path / "out", PrepareConfig(split="user"))
+    assert (prepared.rows("train").ids[:, 0] > 0).all()
+    for split in ("validation", "test"):
+        assert (prepared.rows(split).ids[:, 0] == 0).all()

@@ -470,3 +470,25 @@ def test_other_packings_are_named(read: Any, pack: Any, name: str) -> None:
     message = f"file log.csv is packed by {name}, which is not read; unpack it, or pack it by gzip"
     with pytest.raises(DataError, match=message):
         read(pack(b"a,b\n1,2\n"))
+
+
+def test_text_of_a_parquet_file_that_is_no_utf_8(engine: ibis.BaseBackend, tmp_path: Path) -> None:
+    values = pa.array([b"a\xff", b"b", None])
+    broken = pa.Array.from_buffers(pa.string(), 3, values.buffers())
+    pq.write_table(pa.table({"device": broken}), tmp_path / "log.parquet")
+    assert rows_of(read_raw(engine, tmp_path / "log.parquet", tmp_path)) == [
+        ["0x61ff"],
+        ["b"],
+        [None],
+    ]
+
+
+def test_a_folder_with_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    (tmp_path / "b.csv").symlink_to(tmp_path / "nowhere.csv")
+    with pytest.raises(DataError, match=r"b.csv is a pipe or a broken link; give files that"):
+        find_files(tmp_path)
+    (tmp_path / "b.csv").unlink()
+    write_table(tmp_path / "b.parquet", {"a": ["1"]})
+    with pytest.raises(DataError, match=r"b.parquet is Parquet and a.csv is not; give fi"):
+        open_files(find_files(tmp_path), Format(), tmp_path)

@@ -355,7 +355,15 @@ def replaced(number: int, old: str, new: str) -> Callable[[list[str]], list[str]
                 {},
                 f"file log.csv, line 2: time is '{wrong}'; write all times as numbers, or all as",
             )
-            for wrong in ("2024-13-45", "2023-02-29", "2024-01-01 24:00:00", "9:05:00", "1e999")
+            for wrong in (
+                "2024-01-01-05",
+                "2024-01-01T10:00.99:99",
+                "2024-13-45",
+                "2023-02-29",
+                "2024-01-01 24:00:00",
+                "9:05:00",
+                "1e999",
+            )
         ),
         *(
             (

@@ -167,7 +167,7 @@ def test_every_picture_is_tried() -> None:
     [
         ("x.foo", r"x.foo has the suffix of no picture; name it .png, .svg or .pdf"),
         ("x", r"has the suffix of no picture"),
-        ("file/x.png", r"can't write .*file/x.png \(.*\); make it writable, or choose another place"),
+        ("file/x.png", r"can't write .*file/x.png \(.*\); make it writable, or choose an"),
         ("folder.png", r"can't write .*folder.png \(Is a directory\)"),
     ],
 )
