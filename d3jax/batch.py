@@ -116,12 +116,17 @@ class Schema:
         starts = np.cumsum([0] + [field.size for field in self.fields[:-1]])
         return starts[self.slot_field].astype(np.int32)
 
+    @cached_property
+    def first_slot(self) -> np.ndarray:
+        """[N] the first id slot of each field, which tells whether it has a known value."""
+        return np.flatnonzero(np.diff(self.slot_field, prepend=-1))
+
     @property
     def user_slot(self) -> int | None:
         """The first id slot of the user field, None where there is no such field."""
         if self.user_field is None:
             return None
-        return int(np.argmax(self.slot_field == self.index(self.user_field)))
+        return int(self.first_slot[self.index(self.user_field)])
 
     def index(self, name: str) -> int:
         """The position of the field called `name`; raises `DataError` when there is none."""

@@ -102,8 +102,8 @@ def check_unique(raw: Raw, column: str) -> None:
     """
     require_columns(raw, [column])
     key = plain(raw.table[column])
-    repeated = raw.table.group_by(key=key).having(raw.table.count() > 1).agg(value=key.min())
-    value = repeated.value.min().to_pyarrow().as_py()
+    repeated = raw.table.group_by(key=key).having(raw.table.count() > 1).agg()
+    value = repeated.key.min().to_pyarrow().as_py()
     if value is not None:
         found = ", ".join(islice(places(raw, lambda row: _spelt(row[column]) == value), 3))
         raise DataError(

@@ -15,6 +15,7 @@ from ibis.expr.types import StringValue
 from d3jax.errors import ConfigError
 from data_pipelines.source import PrepareConfig, Source
 
+_PLAIN = r"^(?:0|-?[1-9][0-9]*|[A-EG-SU-Za-eg-su-z][A-Za-z0-9_-]*)$"
 _NUMBER = r"^[ \t]*([-+]?)(?:(0|[1-9][0-9]*)(?:\.([0-9]*))?|\.([0-9]+))[ \t]*$"
 _EXPONENT = (
     r"^[ \t]*([-+]?(?:(?:0|[1-9][0-9]{0,200})(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]{1,2})[ \t]*$"
@@ -52,6 +53,8 @@ def plain(text: StringValue) -> StringValue:
     exact = (value % 1.0 == 0.0) & (value.abs() < 2.0**63)
     power = ibis.ifelse(exact, value, 0.0).cast("int64").cast("string")
     return ibis.cases(
+        # Most keys need no more than this one look.
+        (text.re_search(_PLAIN), text),
         (text.re_search(_NUMBER), number),
         (text.re_search(_EXPONENT) & exact, power),
         (text.re_search(_TRUTH), text.re_extract(_TRUTH, 1).lower()),

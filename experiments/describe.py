@@ -63,17 +63,16 @@ def describe(directory: Path, picture: Path | None, console: Console) -> None:
 def split_facts(prepared: Prepared, split: str) -> Facts:
     """Streams over a split once."""
     schema, rows = prepared.schema, prepared.rows(split)
-    starts = np.flatnonzero(np.diff(schema.slot_field, prepend=-1))
     seen = np.zeros((schema.num_scenarios, schema.num_rows), bool)
     sizes = np.zeros((schema.num_scenarios, 2), np.int64)
     unknown = np.zeros((schema.num_scenarios, schema.num_fields), np.int64)
     for start in range(0, len(rows.label), _CHUNK):
         ids, scenario, label = (column[start : start + _CHUNK] for column in rows)
         np.add.at(sizes, scenario, np.stack([np.ones_like(label), label], axis=1).astype(np.int64))
-        np.add.at(unknown, scenario, ids[:, starts] == UNKNOWN)
+        np.add.at(unknown, scenario, ids[:, schema.first_slot] == UNKNOWN)
         row, slot = np.nonzero(ids > UNKNOWN)
         seen[scenario[row], ids[row, slot] + schema.slot_offset[slot]] = True
-    borders = schema.slot_offset[starts]
+    borders = schema.slot_offset[schema.first_slot]
     distinct = np.add.reduceat(seen, borders, axis=1, dtype=np.int64)
     return Facts(sizes[:, 0], sizes[:, 1], distinct, unknown)
 

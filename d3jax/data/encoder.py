@@ -190,15 +190,16 @@ def encode_ids(
 
 def unknown_rows(schema: Schema, ids: np.ndarray) -> np.ndarray:
     """Return the number of rows [N] that have no known value in a field: none, a rare or a new."""
-    starts = np.flatnonzero(np.diff(schema.slot_field, prepend=-1))
-    return (ids[:, starts] == UNKNOWN).sum(axis=0)
+    return (ids[:, schema.first_slot] == UNKNOWN).sum(axis=0)
 
 
 def check_columns(present: Sequence[str], needed: Sequence[str], where: str) -> None:
     """Raise `DataError` for a column of `needed` that is missing or there twice."""
     for name in needed:
         if name not in present:
-            raise DataError(f"{where} has no column {name!r}; it has {', '.join(present)}")
+            raise DataError(
+                f"{where} has no column {name!r}; it has {', '.join(map(str, present))}"
+            )
         if list(present).count(name) > 1:
             raise DataError(f"{where} has the column {name!r} twice; rename all but one")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from d3jax.data.encoder import check_columns
 from d3jax.data.encoding import text_of
 from d3jax.errors import DataError
 
@@ -27,11 +28,7 @@ def to_table(rows: Any, columns: Sequence[str], where: str = "the table") -> pa.
             f"{where} is a {type(rows).__name__}; give a data frame, an Arrow table, or a dict of "
             "columns"
         )
-    for name in columns:
-        if name not in names:
-            raise DataError(f"{where} has no column {name!r}; it has {', '.join(map(str, names))}")
-        if names.count(name) > 1:
-            raise DataError(f"{where} has the column {name!r} twice; rename all but one")
+    check_columns(names, columns, where)
     arrays = [_array(column_of(name), name, where) for name in columns]
     lengths = {name: len(array) for name, array in zip(columns, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
