@@ -144,7 +144,7 @@ def test_whatever_is_not_marked_is_not_touched(
     before = everything(parent)
     with pytest.raises(OutputError, match=r"exists; |that d3jax made, so it is not replaced"):
         build(parent / "out", "ours", overwrite, kind=kind)
-    with pytest.raises(OutputError, match="exists; and is not"):
+    with pytest.raises(OutputError, match="exists; it is not .*, so choose another --out"):
         claim(parent / "out", kind)
     assert everything(parent) == before
 
@@ -208,7 +208,7 @@ def test_a_claimed_folder_is_added_to(tmp_path: Path) -> None:
         claim(tmp_path / "deep" / "out", "comparison")
     (tmp_path / "deep" / "out" / "report").write_text("x")
     claim(tmp_path / "deep" / "out", "comparison")
-    with pytest.raises(OutputError, match="out exists; and is not a folder of d3jax inspect; choo"):
+    with pytest.raises(OutputError, match="out exists; it is not a folder of d3jax inspect, so"):
         claim(tmp_path / "deep" / "out", "pictures")
 
 

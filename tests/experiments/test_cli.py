@@ -292,7 +292,8 @@ def test_what_is_no_run_is_refused(arguments: list[str], tmp_path: Path, capsys:
 @pytest.mark.parametrize("flags", [["--epochs", "9"], ["--preset", "text"], ["--out", "other"]])
 def test_resume_takes_no_other_flags(flags: list[str], trained: Path, capsys: Refused) -> None:
     said = refusal(["train", "--resume", str(trained), *flags], capsys)
-    assert "--resume takes a run as it is; give it alone, or start a new run" in said
+    told = "--resume takes a run as it is, with --data where its data have moved and nothing else; "
+    assert f"{told}give it so, or start a new run" in said
 
 
 def test_an_edited_configuration_is_named_key_and_values(
