@@ -144,7 +144,7 @@ def test_whatever_is_not_marked_is_not_touched(
     before = everything(parent)
     with pytest.raises(OutputError, match=r"exists; |that d3jax made, so it is not replaced"):
         build(parent / "out", "ours", overwrite, kind=kind)
-    with pytest.raises(OutputError, match="exists; it is not .*, so choose another --out"):
+    with pytest.raises(OutputError, match=r"exists; it is not .*, so choose another --out"):
         claim(parent / "out", kind)
     assert everything(parent) == before
 
