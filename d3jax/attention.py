@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.config import ValueForm
-from d3jax.layers import Dense, declare_dense, dense
+from d3jax.layers.dense import Dense, declare_dense, dense
 from d3jax.parameters import declare_array, zeros
 
 

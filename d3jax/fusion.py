@@ -23,7 +23,7 @@ from d3jax.generation import (
     mix_kernels,
     mixture,
 )
-from d3jax.layers import Dense, declare_dense, declare_mlp, dense, for_rows, mlp
+from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, for_rows, mlp
 from d3jax.parameters import glorot, ones, zeros
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Activation
-from d3jax.layers import Dense, declare_dense, dense, for_rows, sum_outer
+from d3jax.layers.dense import Dense, declare_dense, dense, for_rows, sum_outer
 from d3jax.parameters import Initializer, declare_array, glorot, zeros
 
 

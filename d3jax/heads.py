@@ -37,8 +37,8 @@ from d3jax.fusion import (
     fusion_gate,
 )
 from d3jax.generation import HiddenParams, declare_hidden, feature_hidden
-from d3jax.grouping import own_mlp
-from d3jax.layers import Dense, declare_mlp, dense, mlp
+from d3jax.layers.dense import Dense, declare_mlp, dense, mlp
+from d3jax.layers.grouping import own_mlp
 from d3jax.parameters import Tree
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from d3jax.base import Generated, Generator, Inputs, Mode, Sizes
 from d3jax.generation import GeneratorParams, declare_generator, generate_weights
-from d3jax.layers import Dense, declare_dense, dense, select, stacked_dense
+from d3jax.layers.dense import Dense, declare_dense, dense, select, stacked_dense
 from d3jax.parameters import declare_array, glorot, normal
 
 

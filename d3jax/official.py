@@ -25,9 +25,9 @@ from d3jax.generation import (
     field_hidden,
     mix_kernels,
 )
-from d3jax.layers import Dense, declare_dense, dense
-from d3jax.normalization import BatchNorm, Moments, batch_norm, declare_batch_norm
-from d3jax.normalized_layer import NormalizedLayer, normalized_layer
+from d3jax.layers.dense import Dense, declare_dense, dense
+from d3jax.layers.normalization import BatchNorm, Moments, batch_norm, declare_batch_norm
+from d3jax.layers.normalized import NormalizedLayer, normalized_layer
 from d3jax.parameters import Tree, declare_array, glorot
 
 

@@ -20,8 +20,8 @@ from d3jax.data.encoder import LIST, FieldCode
 from d3jax.data.encoding import KindOf, bucket_of, hash_ids, parse_numbers, spell
 from d3jax.errors import DataError
 from data_pipelines.buckets import bucket_names, fit_edges
+from data_pipelines.raw.stage import Stage, narrow
 from data_pipelines.source import LARGEST_ID, FieldSource
-from data_pipelines.stage import Stage, narrow
 
 SUPPORT = 10
 """Training rows from which on a value's clicks are evidence."""

@@ -18,10 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from d3jax.batch import Schema
+from d3jax.data.checksums import sha256, write_checksums
 from d3jax.data.encoder import encode_ids, unknown_rows
-from d3jax.errors import DataError
-from data_pipelines.checksums import sha256, write_checksums
-from data_pipelines.columns import (
+from d3jax.data.prepared import (
     SPLITS,
     Prepared,
     Rows,
@@ -31,10 +30,11 @@ from data_pipelines.columns import (
     write_schema,
     write_vocabulary,
 )
+from d3jax.errors import DataError
 from data_pipelines.fields import Fitted, as_column, fit_field
+from data_pipelines.raw.stage import Stage
 from data_pipelines.source import LARGEST_ID, PrepareConfig, Source
 from data_pipelines.splits import describe_split, event_digest, joined, split_of, split_rule
-from data_pipelines.stage import Stage
 
 SPACE = "about three times the size of the raw files"
 """What a preparation takes on the disk at its height."""

@@ -20,11 +20,11 @@ from signal import SIGKILL, SIGUSR1
 from typing import NamedTuple
 
 from d3jax.config import Config
+from d3jax.console.terminal import Console, Table, styled
+from d3jax.data.synthetic import SyntheticConfig, synthetic, write
 from d3jax.errors import CheckpointError, ConfigError, TrainingError
 from d3jax.owned import building
-from data_pipelines.synthetic import SyntheticConfig, synthetic, write
-from experiments.run import open_run
-from experiments.terminal import Console, Table, styled
+from d3jax.run import open_run
 
 SYNTHETIC_ROWS = 60_000
 FILES = ("metrics.jsonl", "evaluation.json")
@@ -38,7 +38,7 @@ _CHILD = """
 import faulthandler, signal, sys
 stacks = open(sys.argv.pop(1), "w")
 faulthandler.register(signal.SIGUSR1, file=stacks)
-from experiments.cli import main
+from d3jax.cli import main
 main()
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ["XLA_FLAGS"] = (
@@ -26,6 +27,10 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from d3jax.cli import main  # noqa: E402
+from d3jax.data.synthetic import SyntheticConfig, synthetic, write  # noqa: E402
+from tests.flags import SMALL  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # Tests compile far more than they run.
 
@@ -42,8 +47,8 @@ def key() -> jax.Array:
 @pytest.fixture(autouse=True)
 def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
     """No implicit dtype promotion, but where optax runs: its bias correction relies on it."""
-    level = "standard" if "training" in request.path.parts else "strict"
-    with jax.numpy_dtype_promotion(level):
+    trains = request.node.get_closest_marker("trains") is not None
+    with jax.numpy_dtype_promotion("standard" if trains else "strict"):
         yield
 
 
@@ -72,3 +77,26 @@ def draw() -> Draw:
         return jax.tree.map(jnp.asarray, drawn), jax.tree.map(np.float64, drawn)
 
     return arrays
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,100 training, 300 validation and 600 test rows in three scenarios."""
+    directory = tmp_path_factory.mktemp("prepared") / "clicks"
+    write(synthetic(SyntheticConfig(rows=3000, users=60, items=50, smallest_share=0.05)), directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """The flags of a model that compiles in a moment."""
+    return list(SMALL)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs, 18 steps, on all devices. Copy it to change it."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    flags = ["--batch-size", "256", "--epochs", "2", "--log-every", "4", "--patience", "0"]
+    main(["train", str(prepared), "--out", str(run), *flags, *SMALL])
+    return run

@@ -18,9 +18,9 @@ from d3jax.base import EVALUATION, Mode, Model
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import AdapterConfig, Config, D3Config, ModelConfig, OptimizerConfig
 from d3jax.errors import ConfigError, DataError
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import initialize, named_leaves
-from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy
 from d3jax.training.sharding import make_mesh, place_batch

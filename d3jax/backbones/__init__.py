@@ -23,9 +23,9 @@ from d3jax.batch import Schema
 from d3jax.config import Config
 from d3jax.errors import ConfigError
 from d3jax.heads import d3, d3_generator, dense_head, generated, towers
+from d3jax.layers.prior_gates import pepnet
 from d3jax.meta import meta_generator
 from d3jax.official import d3_official
-from d3jax.pepnet import pepnet
 from d3jax.reads import GATED, generates_inside
 
 META_KNOWLEDGE, WIDE = 64, 128

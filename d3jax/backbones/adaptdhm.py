@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_blocks
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.grouping import collect, group_rows, spread
+from d3jax.layers.grouping import collect, group_rows, spread
 from d3jax.options import AdaptDHMOptions
 from d3jax.parameters import Tree, declare_array, normal
 

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.layers import Dense, declare_dense, declare_mlp, dense
+from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense
 from d3jax.meta import declare_scenarios
 from d3jax.options import AdaSparseOptions
 from d3jax.parameters import Tree, constant, declare_array

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.grouping import own_mlp
-from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
+from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
+from d3jax.layers.grouping import own_mlp
+from d3jax.layers.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.meta import declare_scenarios
-from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.options import ADIOptions
 from d3jax.parameters import Tree, declare_array, glorot, ones
 

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
 from d3jax.errors import ConfigError
-from d3jax.grouping import own_mlp
-from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
-from d3jax.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
+from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
+from d3jax.layers.grouping import own_mlp
+from d3jax.layers.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.options import HAMUROptions
 from d3jax.parameters import Tree
 

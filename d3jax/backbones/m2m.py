@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Generated, Generator, Head, Inputs, Mode, Output, Sizes
-from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp, stacked_dense
+from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, stacked_dense
 from d3jax.options import M2MOptions
 from d3jax.parameters import Tree, declare_array, normal
 

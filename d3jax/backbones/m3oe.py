@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.layers import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
+from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
 from d3jax.options import M3oEOptions
 from d3jax.parameters import Tree, declare_array
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.layers import Dense, declare_dense, declare_mlp, select, stacked_dense
+from d3jax.layers.dense import Dense, declare_dense, declare_mlp, select, stacked_dense
 from d3jax.options import MMoEOptions
 from d3jax.parameters import Tree
 

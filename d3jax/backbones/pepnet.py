@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.layers.prior_gates import PersonalizedParams, declare_personalized, personalized
 from d3jax.options import PEPNetOptions
 from d3jax.parameters import Tree
-from d3jax.pepnet import PersonalizedParams, declare_personalized, personalized
 
 
 class PEPNetParams(NamedTuple):

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
 from d3jax.fusion import GateParams, declare_gate, fusion_gate
-from d3jax.grouping import own_mlp
 from d3jax.heads import dense_head
-from d3jax.layers import Dense, declare_dense, dense, select, stacked_dense
-from d3jax.normalization import (
+from d3jax.layers.dense import Dense, declare_dense, dense, select, stacked_dense
+from d3jax.layers.grouping import own_mlp
+from d3jax.layers.normalization import (
     BatchNorm,
     Moments,
     batch_norm,

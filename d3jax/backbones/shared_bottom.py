@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.layers import Dense, declare_mlp, mlp
+from d3jax.layers.dense import Dense, declare_mlp, mlp
 from d3jax.parameters import Tree
 
 

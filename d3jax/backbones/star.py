@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
 from d3jax.fusion import GateParams, declare_gate, fusion_gate
-from d3jax.grouping import Groups, collect, group_rows, own_dense, owned, spread
 from d3jax.heads import dense_head
-from d3jax.layers import Dense
+from d3jax.layers.dense import Dense
+from d3jax.layers.grouping import Groups, collect, group_rows, own_dense, owned, spread
+from d3jax.layers.normalization import BatchNorm, Moments, block_batch_norm, declare_batch_norm
 from d3jax.meta import declare_scenarios
-from d3jax.normalization import BatchNorm, Moments, block_batch_norm, declare_batch_norm
 from d3jax.options import STAROptions
 from d3jax.parameters import Tree, declare_array, glorot, normal
 

@@ -15,10 +15,10 @@ from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, TrainConfig
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import named_leaves
 from d3jax.training.adapters import dtp, dwa, equal
-from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.learned_weights import find_watched, gradnorm, uncertainty
 from d3jax.training.loss import d3_balance, unweighted
 from d3jax.training.metrics import Evaluation, evaluate_scores

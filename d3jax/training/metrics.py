@@ -220,3 +220,10 @@ def _mean(values: np.ndarray | None) -> float | None:
 def _entropy(rate: float) -> float:
     """-p ln p - (1 - p) ln(1 - p), 0 at both ends."""
     return -sum(p * float(np.log(p)) for p in (rate, 1.0 - rate) if p > 0)
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The mean and the sample standard deviation; None where there are too few values."""
+    if not values:
+        return None, None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

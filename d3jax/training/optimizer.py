@@ -13,8 +13,8 @@ from d3jax.base import Model
 from d3jax.config import OptimizerConfig
 from d3jax.embedding import LARGE_TABLE
 from d3jax.parameters import REPLICATED, Parameter, Tree, initialize, specs
-from d3jax.training.catch_up import adamw_with_catch_up
-from d3jax.training.table_update import TableUpdate, dense, lazy_adamw, row_wise_adagrad
+from d3jax.training.table.catch_up import adamw_with_catch_up
+from d3jax.training.table.updates import TableUpdate, dense, lazy_adamw, row_wise_adagrad
 
 
 class Optimizer(NamedTuple):

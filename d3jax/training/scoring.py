@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from d3jax.base import ModelParams
 from d3jax.batch import Batch
+from d3jax.hosts.agreement import gather_arrays
 from d3jax.parameters import Tree
-from d3jax.training.distributed import gather_arrays
 from d3jax.training.metrics import Scores
 from d3jax.training.sharding import local_rows, place_batch
 from d3jax.training.step import Scored, ScoreStep

@@ -32,8 +32,8 @@ from d3jax.training.optimizer import (
     init_optimizer,
     optimizer_specs,
 )
-from d3jax.training.table import Touched, find_places, read_rows
-from d3jax.training.table_update import as_it_is
+from d3jax.training.table.rows import Touched, find_places, read_rows
+from d3jax.training.table.updates import as_it_is
 
 
 class TrainState(NamedTuple):

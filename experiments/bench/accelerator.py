@@ -21,10 +21,11 @@ import tyro
 
 from d3jax.batch import Schema
 from d3jax.config import Config, Precision
+from d3jax.console.allocator import keep_freed_memory
+from d3jax.console.terminal import Console, Table
 from d3jax.parameters import count
 from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
-from experiments.allocator import keep_freed_memory
 from experiments.bench.jax_side import STEPS, JaxRunner
 from experiments.bench.limits import ACCELERATED, device_copy_rate, product_rate
 from experiments.bench.outputs import check_outputs
@@ -32,7 +33,6 @@ from experiments.bench.timing import scoring_rate, training_rate
 from experiments.bench.variants import text_d3, with_update
 from experiments.bench.work import share_of_limit, train_work
 from experiments.bench.workload import WORKLOADS, make_batches, make_schema
-from experiments.terminal import Console, Table
 
 PRODUCTS: dict[str, tuple[str, str | None]] = {
     "bf16": ("bfloat16", None),

@@ -20,10 +20,10 @@ from string import Template
 import duckdb
 import tyro
 
-from data_pipelines.ali_ccp import RECIPE, ali_ccp
-from data_pipelines.engine import MEMORY, duckdb_engine
+from d3jax.console.terminal import Console, Progress
 from data_pipelines.prepare import prepare
-from experiments.terminal import Console, Progress
+from data_pipelines.raw.engine import MEMORY, duckdb_engine
+from data_pipelines.sources.ali_ccp import RECIPE, ali_ccp
 
 ROWS_PER_KEY = 58
 

@@ -20,9 +20,9 @@ from statistics import median
 
 import tyro
 
-from experiments.terminal import Console, Table
+from d3jax.console.terminal import Console, Table
 
-HELP = [sys.executable, "-c", "from experiments.cli import main; main(['--help'])"]
+HELP = [sys.executable, "-c", "from d3jax.cli import main; main(['--help'])"]
 FIRST_STEP = [sys.executable, "-m", "experiments.bench.first_step", "train"]
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from experiments.terminal import Console, Table
+from d3jax.console.terminal import Console, Table
 
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]

@@ -10,8 +10,8 @@ import sys
 from typing import NoReturn
 from unittest.mock import patch
 
-from experiments import cli
-from experiments.terminal import Console
+from d3jax import cli, verbs
+from d3jax.console.terminal import Console
 
 
 def main() -> None:
@@ -19,16 +19,16 @@ def main() -> None:
 
     The process ends without tidying up: a run directory that it made is of no use.
     """
-    run = cli.Train.run
+    run = verbs.Train.run
 
-    def watched(verb: cli.Train, console: Console) -> None:
+    def watched(verb: verbs.Train, console: Console) -> None:
         # JAX is imported no sooner than by the command itself, which first sets it up.
-        from experiments.journal import Journal
+        from d3jax.console.journal import Journal
 
         with patch.object(Journal, "logged", _end):
             run(verb, console)
 
-    with patch.object(cli.Train, "run", watched):
+    with patch.object(verbs.Train, "run", watched):
         cli.main([*sys.argv[1:], "--log-every", "1"])
 
 

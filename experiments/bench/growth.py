@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import tyro
 
+from d3jax.console.terminal import Console, Table
 from experiments.bench.children import ChildError, Request, ask
 from experiments.bench.outputs import check_outputs
 from experiments.bench.rank import variant_of
 from experiments.bench.variants import Family, Variant, reference, with_update
 from experiments.bench.workload import FIELD_COUNTS, SCENARIO_COUNTS
-from experiments.markdown import markdown_table
-from experiments.terminal import Console, Table
+from experiments.compare.markdown import markdown_table
 
 HEADINGS = ("step", "model", "ms", "rows/s", "scored rows/s", "peak GB")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from data_pipelines.columns import Rows
-from data_pipelines.loader import training_batches
-from experiments.terminal import Console, Table
+from d3jax.console.terminal import Console, Table
+from d3jax.data.loader import training_batches
+from d3jax.data.prepared import Rows
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import tyro
 
+from d3jax.console.terminal import Console
 from experiments.bench.children import ChildError, Chosen, Request, ask
 from experiments.bench.limits import Limits, measure_limits
 from experiments.bench.outputs import check_outputs, write_results
@@ -26,7 +27,6 @@ from experiments.bench.results import Line, draw, make_line, results_table
 from experiments.bench.turns import Answers, Failures, take_turns
 from experiments.bench.variants import Family, Variant, bf16_variants, variants
 from experiments.bench.workload import WORKLOADS
-from experiments.terminal import Console
 
 WorkloadName = Literal["tiny", "movielens", "ali-ccp"]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from d3jax.console.terminal import Console
 from experiments.bench.children import Request
 from experiments.bench.limits import measure_limits
 from experiments.bench.outputs import check_outputs, write_results
@@ -23,7 +24,6 @@ from experiments.bench.results import make_line, results_table
 from experiments.bench.turns import take_turns
 from experiments.bench.variants import Variant, text_d3, with_update
 from experiments.bench.workload import WORKLOADS
-from experiments.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from experiments.bench.timing import Summary
-from experiments.markdown import markdown_table
+from experiments.compare.markdown import markdown_table
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d3jax.model import build_model
+from d3jax.console.terminal import Table
+from d3jax.models import build_model
 from d3jax.parameters import count
 from experiments.bench.limits import Limits
 from experiments.bench.timing import Summary, summarize
 from experiments.bench.variants import TUNED, Variant
 from experiments.bench.work import Work, score_work, share_of_limit, train_work
 from experiments.bench.workload import Workload, make_schema
-from experiments.terminal import Table
 
 DISTURBED = 0.15
 """Cores that other processes may keep busy before a measurement counts as disturbed."""

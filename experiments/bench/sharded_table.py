@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from experiments.terminal import Console
+from d3jax.console.terminal import Console
 
 GIGABYTE = 1e9
 

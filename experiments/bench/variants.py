@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from d3jax.config import Config, D3Config, ModelConfig, OptimizerConfig, TableUpdateName
-from experiments.presets import OFFICIAL
+from d3jax.presets import OFFICIAL
 
 Family = Literal["d3", "plain", "star", "mmoe"]
 Side = Literal["d3jax", "torch", "deepctr-torch", "fuxictr"]

@@ -20,6 +20,8 @@ from d3jax.config import (
 )
 from d3jax.errors import ConfigError
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.mark.parametrize(
     ("config", "change", "message"),

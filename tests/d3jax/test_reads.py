@@ -18,12 +18,14 @@ from d3jax.base import Feedback, Mode, Output
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config
 from d3jax.errors import ConfigError
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import initialize
 from d3jax.reads import NEEDS, get, idle, lacking, put, refuse_idle, setting_names
 from d3jax.training.fit import build_adapter, build_trainer
 from d3jax.training.loss import d3_balance
 from d3jax.training.sharding import make_mesh
+
+pytestmark = pytest.mark.trains
 
 SCHEMA = Schema(
     (Field("user", 9), Field("item", 7), Field("place", 4)),

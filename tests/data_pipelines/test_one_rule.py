@@ -18,15 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3jax.data.encoding import kind_of, spell
-from data_pipelines.columns import SPLITS, Prepared
-from data_pipelines.encoder import load_encoder
-from data_pipelines.engine import duckdb_engine
-from data_pipelines.format import Format
+from d3jax.data.format import Format
+from d3jax.data.prepared import SPLITS, Prepared, load_encoder
+from d3jax.data.reading import find_files, open_files, raw_batches
 from data_pipelines.prepare import prepare
-from data_pipelines.reading import find_files, open_files, raw_batches
+from data_pipelines.raw.engine import duckdb_engine
 from data_pipelines.source import PrepareConfig, TableConfig
+from data_pipelines.sources.table import read_table
 from data_pipelines.splits import plain
-from data_pipelines.tabular import read_table
 
 Columns = dict[str, list[Any]]
 

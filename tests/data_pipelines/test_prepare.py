@@ -18,9 +18,9 @@ import pyarrow as pa
 import pytest
 
 from d3jax.batch import Field
+from d3jax.data import prepared as columns
+from d3jax.data.prepared import SPLITS, Prepared, check_rows, open_prepared
 from d3jax.errors import ConfigError, DataError, OutputError
-from data_pipelines import columns
-from data_pipelines.columns import SPLITS, Prepared, check_rows, open_prepared
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
 

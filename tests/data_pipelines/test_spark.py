@@ -12,21 +12,21 @@ import ibis
 import pytest
 
 from d3jax.errors import ConfigError, DataError
-from data_pipelines.adc import adc
-from data_pipelines.ali_ccp import ali_ccp
-from data_pipelines.ali_ccp_encoded import ali_ccp_encoded
-from data_pipelines.engine import duckdb_engine, spark_engine
-from data_pipelines.kuairand import kuairand
-from data_pipelines.movielens import movielens_1m
 from data_pipelines.prepare import prepare
+from data_pipelines.raw.engine import duckdb_engine, spark_engine
 from data_pipelines.source import PrepareConfig, Source, TableConfig
-from data_pipelines.tabular import read_table
-from tests.data_pipelines import (
+from data_pipelines.sources.adc import adc
+from data_pipelines.sources.ali_ccp import ali_ccp
+from data_pipelines.sources.ali_ccp_encoded import ali_ccp_encoded
+from data_pipelines.sources.kuairand import kuairand
+from data_pipelines.sources.movielens import movielens_1m
+from data_pipelines.sources.table import read_table
+from tests.data_pipelines import test_one_rule
+from tests.data_pipelines.sources import (
     test_adc,
     test_ali_ccp,
     test_ali_ccp_encoded,
     test_kuairand,
-    test_one_rule,
 )
 from tests.data_pipelines.test_one_rule import some_columns, words
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from d3jax.cli import main, parse
 from d3jax.config import Config
 from d3jax.errors import ConfigError, OutputError, TrainingError
+from d3jax.evaluate import trainer_for
+from d3jax.run import open_run
 from experiments import chaos
 from experiments.chaos import Kill, Plan, differences, kill_table
-from experiments.cli import main, parse
-from experiments.evaluate import trainer_for
-from experiments.run import open_run
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from d3jax.cli import main
+from d3jax.evaluate import load_best, trainer_for
+from d3jax.run import open_run
+from d3jax.running import best_state, newest_state
 from d3jax.training.fit import Progress
 from experiments.chaos import differences
-from experiments.cli import main
-from experiments.evaluate import load_best, trainer_for
-from experiments.run import open_run
-from experiments.train import best_state, newest_state
-from tests.experiments.conftest import said
+from tests.flags import said
 
 Capture = pytest.CaptureFixture[str]
 

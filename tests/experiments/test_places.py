@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from d3jax.cli import main
 from d3jax.owned import exclusive
-from experiments.cli import main
-from tests.experiments.conftest import SMALL, said
+from tests.flags import SMALL, said
 
 QUICK = ["--batch-size", "256", "--epochs", "1", "--patience", "0"]
 PLAIN = ["--backbone", "plain", "--head", "own", *("--embedding-dim", "4"), *QUICK]

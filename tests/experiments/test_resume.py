@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from d3jax.cli import main
+from d3jax.evaluate import trainer_for
 from d3jax.parameters import named_leaves
-from experiments.cli import main
-from experiments.evaluate import trainer_for
-from experiments.run import open_run
-from tests.experiments.conftest import LONG
+from d3jax.run import open_run
+from tests.flags import LONG
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [*LONG, "--start-ratio", "0.5"]
@@ -48,7 +48,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def launched(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A `d3jax` process; it doesn't outlive the block."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from experiments.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from d3jax.cli import main; main()", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ from d3jax.config import D3Config
 from d3jax.heads import d3, dense_head, towers
 from d3jax.options import AdaptDHMOptions
 from d3jax.parameters import count, declare_array, initialize
-from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.checkpoint.checkpoints import Checkpoints
 from tests.conftest import Draw
 from tests.d3jax import reference
 

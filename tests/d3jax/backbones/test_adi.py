@@ -23,7 +23,7 @@ from d3jax.backbones.star import StarDense
 from d3jax.base import EVALUATION, Head, Inputs, Mode, Output, Sizes
 from d3jax.config import D3Config
 from d3jax.heads import d3, d3_generator
-from d3jax.normalization import Moments
+from d3jax.layers.normalization import Moments
 from d3jax.options import ADIOptions
 from d3jax.parameters import Tree, count, declare_array, initialize
 from tests.conftest import Draw

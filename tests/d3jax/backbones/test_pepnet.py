@@ -14,9 +14,15 @@ from d3jax.base import EVALUATION, Backbone, Inputs, Mode, Sizes
 from d3jax.config import D3Config
 from d3jax.errors import ConfigError
 from d3jax.heads import d3, towers
+from d3jax.layers.prior_gates import (
+    GateUnit,
+    PersonalizedParams,
+    declare_gate_unit,
+    gate_unit,
+    pepnet,
+)
 from d3jax.options import PEPNetOptions
 from d3jax.parameters import count, declare_array, initialize
-from d3jax.pepnet import GateUnit, PersonalizedParams, declare_gate_unit, gate_unit, pepnet
 from tests.conftest import Draw
 from tests.d3jax import reference
 from tests.d3jax.backbones import reference_pepnet

@@ -19,9 +19,9 @@ from d3jax.backbones.star import (
     star_network,
 )
 from d3jax.base import EVALUATION, Backbone, Inputs, Mode, Output, Sizes
-from d3jax.grouping import collect, group_rows, spread
-from d3jax.layers import dense, mlp
-from d3jax.normalization import BatchNorm, Moments, batch_norm
+from d3jax.layers.dense import dense, mlp
+from d3jax.layers.grouping import collect, group_rows, spread
+from d3jax.layers.normalization import BatchNorm, Moments, batch_norm
 from d3jax.options import STAROptions
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw

@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 
 from d3jax.batch import Field, Schema
-from d3jax.errors import DataError
-from data_pipelines.columns import (
+from d3jax.data.prepared import (
     SPLITS,
     Prepared,
+    load_encoder,
     open_prepared,
     read_schema,
     write_schema,
     write_vocabulary,
 )
-from data_pipelines.encoder import load_encoder
+from d3jax.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
 

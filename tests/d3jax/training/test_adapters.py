@@ -14,7 +14,7 @@ from d3jax.base import EVALUATION, Feedback, Mode, Output
 from d3jax.batch import Batch
 from d3jax.config import AdapterConfig, ModelConfig, TrainConfig
 from d3jax.errors import ConfigError
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import initialize, named_leaves
 from d3jax.training.adapters import (
     AUC_BINS,
@@ -29,7 +29,7 @@ from d3jax.training.adapters import (
     period_of,
     score_histogram,
 )
-from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import build_adapter, build_trainer
 from d3jax.training.learned_weights import (
     declare_learned,

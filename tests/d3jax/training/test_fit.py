@@ -12,9 +12,9 @@ from d3jax.base import EVALUATION, Output
 from d3jax.config import BalanceConfig, TrainConfig
 from d3jax.embedding import EmbeddingParams
 from d3jax.errors import ConfigError, DataError, Preempted, TrainingError
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import named_leaves
-from d3jax.training.checkpoint import Checkpoints
+from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import (
     Data,
     Observer,

@@ -14,14 +14,14 @@ from d3jax import generation
 from d3jax.base import Mode
 from d3jax.batch import Batch
 from d3jax.config import BalanceConfig, OptimizerConfig
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import DATA_AXIS
 from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy, d3_balance, unweighted
 from d3jax.training.optimizer import Optimizer, build_optimizer
 from d3jax.training.sharding import make_mesh, place_batch, replicate
 from d3jax.training.step import StepOptions, init_state, make_score_step, make_train_step
-from d3jax.training.table_update import dense
+from d3jax.training.table.updates import dense
 from tests.d3jax.training.world import largest_difference, make_batch, moments
 
 DECAYS = OptimizerConfig(weight_decay=1e-2, embedding_decay=0.5)

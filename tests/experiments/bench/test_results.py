@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import count
 from experiments.bench.limits import Limits
 from experiments.bench.results import Line, draw, make_line, results_table

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from d3jax.config import Config
-from d3jax.model import build_model
+from d3jax.models import build_model
 from d3jax.parameters import initialize
 from experiments.bench.variants import reference, text_d3
 from experiments.bench.work import (

@@ -1,0 +1,130 @@
+"""The `d3jax` command: its verbs are entry points, so that others can add theirs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+import tyro
+
+from d3jax.console.allocator import keep_freed_memory
+from d3jax.console.compile_cache import use_compile_cache
+from d3jax.console.endings import ending, without_debug
+from d3jax.console.signals import leave_at_once, leave_on_second_ctrl_c
+from d3jax.console.suggestions import check_names
+from d3jax.console.terminal import Console, ready_streams
+from d3jax.errors import ConfigError
+from d3jax.names import did_you_mean
+from d3jax.verb import HELP, Verb, parse_quietly
+
+GROUP = "d3jax.verbs"
+"""The entry points that are verbs: each names a `Verb`."""
+
+_ORDER = (
+    "prepare",
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "check",
+    "describe",
+    "compare",
+    "inspect",
+    "search",
+    "chaos",
+)
+
+_ABOUT = """Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in.
+
+usage: d3jax VERB ...    (d3jax VERB --help explains a verb)
+"""
+
+_DEBUG = """
+After an unforeseen error, --debug (or D3JAX_DEBUG=1) shows its traceback.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb, by default the process' own; end with 0 or a code of `exits`."""
+    if arguments is None:
+        leave_at_once()
+        ready_streams()
+        leave_on_second_ctrl_c()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    console = Console(stderr=True)
+    with ending(arguments, console):
+        verb = parse(without_debug(arguments))
+        keep_freed_memory()
+        if getattr(verb, "compile_cache", True):
+            use_compile_cache()
+        verb.run(console)
+
+
+def parse(arguments: Sequence[str]) -> Verb:
+    """Return the verb that the arguments ask for.
+
+    Raises `ConfigError` for values out of range, a name that is mistyped and a setting that
+    nothing reads; shows help, and what else is amiss, and raises `SystemExit`.
+    """
+    verbs = find_verbs()
+    if not arguments or arguments[0] in (*HELP, "--version"):
+        return _explain(arguments, verbs)
+    name, *rest = arguments
+    if name not in verbs:
+        raise ConfigError(
+            f"d3jax has no {name!r}{did_you_mean(name, verbs)}; it has {', '.join(verbs)}"
+        )
+    kind = load_verb(name, verbs[name])
+    default = kind.default(rest)
+    verb = parse_quietly(kind, default, rest)
+    if verb is None:
+        check_names(arguments, {name: kind})
+    if verb is None or any(text in HELP for text in rest):
+        verb = tyro.cli(kind, prog=f"d3jax {name}", args=rest, default=default)
+    verb.check(default)
+    return verb
+
+
+def find_verbs() -> dict[str, EntryPoint]:
+    """Return all verbs, ours first."""
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    ours = [name for name in _ORDER if name in found]
+    return {name: found[name] for name in [*ours, *sorted(found.keys() - set(ours))]}
+
+
+def load_verb(name: str, point: EntryPoint) -> type[Verb]:
+    """Return the class of a verb; raises `ConfigError` where another package is in its place."""
+    try:
+        kind = point.load()
+    except (ImportError, AttributeError) as error:
+        package = sys.modules.get(point.module.partition(".")[0])
+        place = getattr(package, "__file__", None) or list(getattr(package, "__path__", []))
+        raise ConfigError(
+            f"d3jax {name} can't be loaded from {point.value} ({error}); the package "
+            f"{point.module.partition('.')[0]} that Python finds is {place}: run d3jax from "
+            "another folder, or install what is missing"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Verb)):
+        raise ConfigError(f"{point.value}, which d3jax {name} is to be, is no d3jax.verb.Verb")
+    return kind
+
+
+def _explain(arguments: Sequence[str], verbs: Mapping[str, EntryPoint]) -> Verb:
+    """Show what there is, and end; with code 2 where nothing was asked."""
+    if "--version" in arguments:
+        from d3jax.console.endings import version_of
+
+        sys.stdout.write(f"d3jax {version_of()}\n")
+        raise SystemExit(0)
+    lines = [f"  {name:<9} {_purpose(name, point)}" for name, point in verbs.items()]
+    stream = sys.stdout if arguments else sys.stderr
+    stream.write(_ABOUT + "\n" + "\n".join(lines) + "\n" + _DEBUG)
+    raise SystemExit(0 if arguments else 2)
+
+
+def _purpose(name: str, point: EntryPoint) -> str:
+    try:
+        return (load_verb(name, point).__doc__ or "").strip().partition("\n")[0]
+    except ConfigError as error:
+        return f"(can't be loaded: {error.__cause__})"

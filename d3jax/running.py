@@ -1,0 +1,312 @@
+"""Trains a run from its start, or from where it stopped, to its evaluation and figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from d3jax.config import Config
+from d3jax.console.journal import Journal, Silence
+from d3jax.console.report import evaluation_table
+from d3jax.console.signals import stop_signals
+from d3jax.console.terminal import Console, styled
+from d3jax.data.loader import (
+    Gather,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
+from d3jax.data.prepared import Prepared, check_rows, open_prepared
+from d3jax.data.synthetic import synthetic, write
+from d3jax.disk import writing
+from d3jax.errors import CheckpointError
+from d3jax.evaluate import (
+    Evaluated,
+    device_summary,
+    evaluate_split,
+    planted_fields,
+    trainer_for,
+)
+from d3jax.hosts.agreement import check_agreement, in_first_process
+from d3jax.hosts.processes import agreed_stop
+from d3jax.owned import check_free, exclusive
+from d3jax.parameters import count
+from d3jax.run import (
+    Run,
+    check_run_free,
+    create_run,
+    fresh_directory,
+    open_run,
+    save_settings,
+)
+from d3jax.training.checkpoint.checkpoints import Checkpoints
+from d3jax.training.fit import Data, Observer, Progress, Trainer, check_config, fit, total_steps
+from d3jax.training.step import TrainState
+
+
+def start(
+    data: Path | None,
+    config: Config,
+    out: Path | None,
+    overwrite: bool,
+    console: Console,
+    debug: bool = False,
+) -> None:
+    """A new run on a prepared directory, or on the embedded synthetic data when `data` is None.
+
+    Of several processes, which must see the same files, the first makes it.
+    """
+    directory = Path(in_first_process(lambda: free_directory(data, out, overwrite)))
+    if data is None:
+        made = data = synthetic_place(directory)
+        in_first_process(lambda: make_synthetic(made, console))
+    prepared = open_prepared(data)
+    # Settings that contradict each other, or the devices, are refused before a run is made.
+    check_config(prepared.schema, config)
+    check_agreement(_identity(config, prepared))
+    in_first_process(lambda: str(create_run(directory, config, prepared, overwrite).directory))
+    train(open_run(directory), prepared, console, debug)
+
+
+def free_directory(data: Path | None, out: Path | None, overwrite: bool) -> str:
+    """Where a new run goes; raises what `check_run_free` raises, also for data to be made up."""
+    name = "synthetic" if data is None else data.resolve().name
+    directory = fresh_directory(Path("runs"), name) if out is None else out
+    check_run_free(directory, overwrite)
+    if data is None:
+        check_free(synthetic_place(directory), ("synthetic",), overwrite=True)
+    return str(directory)
+
+
+def synthetic_place(run: Path) -> Path:
+    """Where the embedded data set of a run goes, beside it."""
+    run = run if run.name not in ("", "..") else run.resolve()
+    return run.with_name(f"{run.name}-data")
+
+
+def make_synthetic(directory: Path, console: Console) -> None:
+    """Writes the embedded data set, also where an earlier run has written it."""
+    console.print(f"making the synthetic data set in {directory}")
+    write(synthetic(), directory, overwrite=True, kind="synthetic")
+
+
+def resume(
+    directory: Path, console: Console, debug: bool = False, data: Path | None = None
+) -> None:
+    """Goes on with a run, with its own configuration and data; `data` is where these are now."""
+    run = open_run(directory)
+    prepared = run.training_data(data)
+    check_agreement(_identity(run.config, prepared))
+    if data is not None:
+        run = replace(run, data=prepared.directory.resolve())
+        in_first_process(lambda: save_settings(run))
+    train(run, prepared, console, debug)
+
+
+def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -> None:
+    """From the newest checkpoint, or the start, to the end; then evaluates the best weights.
+
+    All processes of a run do the same; only the first locks and writes it, and speaks.
+    """
+    settings = run.config.train
+    first = jax.process_index() == 0
+    console = console if first else Console(quiet=True)
+    # Locked before anything that takes time, so that nobody replaces it meanwhile.
+    with writing(run.directory), exclusive_to_all(run):
+        check_rows(prepared)
+        rows = len(prepared.rows("train").label)
+        trainer = trainer_for(run, debug)
+        last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
+        console.print(_headline(run, trainer, rows))
+        with telling_to_stop() as should_stop:
+            ended = run_to_end(
+                run,
+                prepared,
+                trainer,
+                lambda start: observing(run, console, start, last),
+                should_stop,
+                console,
+            )
+        if first:
+            conclude(run, ended.result, ended.weights, prepared, console)
+
+
+class Ended(NamedTuple):
+    """A run that came to its end: how far it went, the test rows under its best weights, and
+    what to call these (`best_state`)."""
+
+    progress: Progress
+    result: Evaluated
+    weights: str
+
+
+def run_to_end(
+    run: Run,
+    prepared: Prepared,
+    trainer: Trainer,
+    observing: Callable[[int], AbstractContextManager[Observer]],
+    should_stop: Callable[[int], bool],
+    console: Console,
+) -> Ended:
+    """Trains a run, which is this process' own, from where it is to its end and evaluates it.
+
+    `observing(start)` observes the steps after `start`. Raises what `fit` raises.
+    """
+    settings = run.config.train
+    with run.checkpoints(writer=True) as checkpoints:
+        state, progress = newest_state(trainer, checkpoints, console)
+        data = training_data(prepared, run.config)
+        with observing(progress.step) as observer:
+            state, progress = fit(
+                trainer, settings, data, state, progress, checkpoints, observer, should_stop
+            )
+        checkpoints.prove(progress.step)
+        state, weights = best_state(trainer, checkpoints, state, progress, console)
+    result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
+    return Ended(progress, result, weights)
+
+
+def newest_state(
+    trainer: Trainer, checkpoints: Checkpoints, console: Console
+) -> tuple[TrainState, Progress]:
+    """The newest whole checkpoint's state and progress, or those before the first step.
+
+    Tells of damaged ones on the console.
+    """
+    if not checkpoints.steps():
+        return trainer.init(), Progress()
+    restored = checkpoints.restore(trainer.abstract)
+    for message in restored.damaged:
+        console.print(styled("damaged:", "bold red"), message)
+    return restored.state, Progress.from_json(restored.progress)
+
+
+def best_state(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    progress: Progress,
+    console: Console,
+) -> tuple[TrainState, str]:
+    """The state of the best evaluation, and "best weights" to call it by.
+
+    The newest `state` stands in, as "newest weights", when the best one's checkpoint is damaged.
+    """
+    if progress.best_step in (None, progress.step):
+        return state, "best weights"
+    try:
+        return checkpoints.restore(trainer.abstract, progress.best_step).state, "best weights"
+    except CheckpointError as error:
+        console.print(
+            styled("damaged:", "bold red"),
+            f"{error}. The weights of step {progress.step}, the newest, are evaluated instead of "
+            f"the best, those of step {progress.best_step}.",
+        )
+        return state, "newest weights"
+
+
+def observing(run: Run, console: Console, start: int, last: int) -> Journal | Silence:
+    """The journal, in the process that keeps it; says where the run goes on."""
+    if start:
+        console.print(f"resuming after step {start}")
+    if jax.process_index():
+        return Silence()
+    return Journal(run, console, start, last, run.config.train.batch_size)
+
+
+@contextmanager
+def exclusive_to_all(run: Run) -> Iterator[None]:
+    """`exclusive`, by a lock that the first process holds for all."""
+    with ExitStack() as stack:
+        in_first_process(lambda: stack.enter_context(exclusive(run.directory)))
+        yield
+
+
+def conclude(
+    run: Run, result: Evaluated, weights: str, prepared: Prepared, console: Console
+) -> None:
+    """Writes evaluation.json and figures of the test rows, prints the table."""
+    run.write_json("evaluation.json", result.metrics.to_json())
+    if result.attention is not None:
+        # Matplotlib takes a while to import, and a run draws at its end only.
+        from d3jax.pictures.figures import attention_heat_map
+
+        attention_heat_map(
+            run.path("figures", "attention.png"),
+            result.attention,
+            run.schema.scenarios,
+            [field.name for field in run.schema.fields],
+            planted_fields(prepared),
+        )
+    Console().print(evaluation_table(f"test rows, {weights}", result.metrics, result.best))
+    console.print(f"everything is in {run.directory}")
+
+
+def training_data(prepared: Prepared, config: Config) -> Data:
+    """Shuffled training batches and ordered validation batches of a prepared directory.
+
+    Of each batch this process' share.
+    """
+    index, processes = jax.process_index(), jax.process_count()
+    rows, validation = prepared.rows("train"), prepared.rows("validation")
+    size = config.train.batch_size
+    return Data(
+        steps_per_epoch=steps_per_epoch(len(rows.label), size),
+        training=lambda start, stop: training_batches(
+            rows,
+            batch_size=size,
+            seed=config.train.seed,
+            start_step=start,
+            stop_step=stop,
+            workers=config.train.workers,
+            window_rows=config.train.window_rows or None,
+            process_index=index,
+            process_count=processes,
+        ),
+        validation=lambda: evaluation_batches(
+            validation, batch_size=size, process_index=index, process_count=processes
+        ),
+        locate=lambda step, position: _locate(prepared, config, step, position),
+    )
+
+
+def _locate(prepared: Prepared, config: Config, step: int, position: int) -> str:
+    """Which training row the batch of the given step (the first is 1) has at a position."""
+    rows, train = prepared.rows("train"), config.train
+    window = train.window_rows or None
+    row = Gather(rows, train.batch_size, train.seed, 0, 1, window).row(step - 1, position)
+    scenario = prepared.schema.scenarios[rows.scenario[row]]
+    return f"row {row:,} of {prepared.directory / 'train'}, of scenario {scenario}"
+
+
+def telling_to_stop() -> AbstractContextManager[Callable[[int], bool]]:
+    """`stop_signals`, which several processes answer together."""
+    return agreed_stop() if jax.distributed.is_initialized() else stop_signals()
+
+
+def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    sums = prepared.directory / "checksums.json"
+    return {
+        "config": config.to_json(),
+        "schema": prepared.schema.to_json(),
+        "data": json.loads(sums.read_text(encoding="utf-8")) if sums.is_file() else None,
+        "jax": jax.__version__,
+    }
+
+
+def _headline(run: Run, trainer: Trainer, rows: int) -> str:
+    model = run.config.model
+    head = f"d3 ({run.config.d3.parts})" if model.head == "d3" else model.head
+    network = count(trainer.model.declared.params.network)
+    table = count(trainer.model.declared.params.embedding)
+    return (
+        f"{model.backbone} with {head}: {network:,} weights and {table:,} in the embedding table; "
+        f"{rows:,} training rows; {device_summary()}"
+    )

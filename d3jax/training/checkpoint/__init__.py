@@ -1,0 +1,1 @@
+"""Checkpoints that a killed run resumes from bit for bit."""

@@ -1,0 +1,1 @@
+"""The embedding table's rows in training, and how they are updated."""

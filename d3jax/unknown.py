@@ -1,0 +1,77 @@
+"""What of some rows training had not seen: a model scores such values as it never learnt to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from d3jax.batch import Schema
+from d3jax.data.encoder import unknown_rows
+from d3jax.data.prepared import Prepared
+
+FAR = 0.2
+"""How far above training's share of unknown values another is worth a warning."""
+
+_CHUNK = 1 << 20
+
+
+class Unknown(NamedTuple):
+    """Of `total` rows those [N] without a known value in a field; `trained` the share in train."""
+
+    schema: Schema
+    rows: Int[np.ndarray, " N"]
+    total: int
+    trained: Float[np.ndarray, " N"]
+
+    @property
+    def share(self) -> Float[np.ndarray, " N"]:
+        """The share of rows without a known value, by field."""
+        return self.rows / max(self.total, 1)
+
+    def to_json(self) -> dict[str, float]:
+        """The shares by the fields' names."""
+        names = (field.name for field in self.schema.fields)
+        return dict(zip(names, self.share.tolist(), strict=True))
+
+    def report(self) -> str:
+        """The shares in one line, the largest first."""
+        found = {name: share for name, share in self.to_json().items() if share > 0}
+        if not found:
+            return "unknown or missing values: none"
+        told = (
+            f"{name} {found[name]:.1%}" for name in sorted(found, key=lambda name: -found[name])
+        )
+        return f"unknown or missing values: {', '.join(told)}"
+
+    def warnings(self) -> dict[str, str]:
+        """A line for each field, by its name, in which far more is unknown than in training."""
+        names = [field.name for field in self.schema.fields]
+        shares = zip(names, self.share, self.trained, strict=True)
+        return {
+            name: (
+                f"field {name!r}: {share:.1%} of the rows have no value that training saw, where "
+                f"{trained:.1%} of the training rows have none; their scores are guesses. Are the "
+                "values written as in the training data?"
+            )
+            for name, share, trained in shares
+            if share > trained + FAR
+        }
+
+
+def training_share(described: Prepared) -> Float[np.ndarray, " N"]:
+    """The share of the training rows without a known value [N], as the preparation counted it."""
+    counted = described.provenance.get("unknown", {})
+    rows = described.provenance.get("rows", {}).get("train", 0)
+    return np.array([counted.get(field.name, 0) for field in described.schema.fields]) / max(
+        rows, 1
+    )
+
+
+def unknown_in(prepared: Prepared, split: str, described: Prepared) -> Unknown:
+    """What of a split is unknown, beside the training rows of what is `described`."""
+    ids = prepared.rows(split).ids
+    starts = range(0, len(ids), _CHUNK)
+    rows = sum(unknown_rows(prepared.schema, ids[start : start + _CHUNK]) for start in starts)
+    return Unknown(prepared.schema, np.asarray(rows), len(ids), training_share(described))

@@ -1,0 +1,44 @@
+"""A verb of the command: a frozen dataclass whose fields are its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from d3jax.console.terminal import Console
+
+HELP = ("--help", "-h")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What an entry point of the group `d3jax.verbs` names; its first line is what help says.
+
+    JAX and the data engines are imported by `run`, so that help is instant.
+    """
+
+    @classmethod
+    def default(cls, arguments: Sequence[str]) -> Any:
+        """Return the verb whose settings the flags change; `tyro.MISSING` where there is none."""
+        import tyro
+
+        return tyro.MISSING
+
+    def check(self, default: Any) -> None:
+        """Raise `ConfigError` for flags that make no sense beside one another or the default's."""
+
+    def run(self, console: Console) -> None:
+        """Do what the verb says, and speak on the console, which is standard error."""
+        raise NotImplementedError
+
+
+def parse_quietly(kind: type[Any], default: Any, arguments: Sequence[str]) -> Any:
+    """Return the verb that the arguments ask for, help aside; None where something is amiss."""
+    import tyro
+
+    asked = [text for text in arguments if text not in HELP]
+    try:
+        return tyro.cli(kind, args=asked, default=default, console_outputs=False)
+    except SystemExit:
+        return None

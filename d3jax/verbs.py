@@ -1,0 +1,181 @@
+"""The verbs that train and serve: train, evaluate, predict, export and check."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from d3jax.config import Config
+from d3jax.console.terminal import Console
+from d3jax.data.format import Format
+from d3jax.errors import ConfigError
+from d3jax.hosts.processes import Processes, together
+from d3jax.presets import PRESETS
+from d3jax.settings import Settings, preset_of
+from d3jax.verb import Verb, parse_quietly
+
+
+@dataclass(frozen=True)
+class Train(Settings):
+    """Train a model; without arguments, D3 on the embedded synthetic data."""
+
+    prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
+    """A prepared directory."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """The run directory to make; runs/<name of the data> when not given."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """A run to go on with, in its own configuration."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
+    """With --resume: where the run's data are now, if they have moved."""
+    overwrite: bool = False
+    """Replace the run directory if it exists."""
+    seeds: int = 1
+    """Models to train side by side, with --seed and those after it; they can't be resumed."""
+    debug: bool = False
+    """Check every id and every operation, and stop at the first NaN; several times slower."""
+    hosts: tyro.conf.OmitArgPrefixes[Processes] = field(default_factory=Processes)
+    """The processes that train together."""
+
+    @classmethod
+    def default(cls, arguments: Sequence[str]) -> Train:
+        """Return the preset that is named; else `best` for data of one's own."""
+        synthetic = cls(**vars(preset_of(arguments, "synthetic")))
+        guess = parse_quietly(cls, synthetic, arguments)
+        if guess is None or guess.prepared is None:
+            return synthetic
+        return cls(**vars(preset_of(arguments, "best")))
+
+    def run(self, console: Console) -> None:
+        """Trains, or goes on."""
+        from d3jax import running
+
+        config = self.chosen()
+        if self.seeds != 1:
+            self._run_seeds(config, console)
+            return
+        given = self.prepared or self.preset or self.config or self.out
+        if self.resume is not None and (given or config != PRESETS["synthetic"]):
+            raise ConfigError(
+                "--resume takes a run as it is, with --data where its data have moved and nothing "
+                "else; give it so, or start a new run"
+            )
+        if self.data is not None and self.resume is None:
+            raise ConfigError("--data is where a resumed run's data are; name PREPARED without it")
+        with together(self.hosts, console):
+            if self.resume is None:
+                out, overwrite = self.out, self.overwrite
+                running.start(self.prepared, config, out, overwrite, console, self.debug)
+            else:
+                running.resume(self.resume, console, self.debug, self.data)
+
+    def _run_seeds(self, config: Config, console: Console) -> None:
+        from d3jax.run import fresh_directory
+        from d3jax.seeds import train_seeds
+
+        alone = self.resume or self.debug or self.hosts.distributed
+        if self.seeds < 1 or alone or self.prepared is None:
+            raise ConfigError(
+                f"seeds is {self.seeds}; it takes a number from 1 on and a prepared directory, "
+                "without --resume, --debug or --distributed"
+            )
+        name = f"{self.prepared.resolve().name}-seeds"
+        out = fresh_directory(Path("runs"), name) if self.out is None else self.out
+        train_seeds(self.prepared, config, self.seeds, out, console, self.overwrite)
+
+
+@dataclass(frozen=True)
+class Evaluate(Verb):
+    """Show a run's metrics, overall and per scenario."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which rows to score."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
+    """Another prepared directory with the run's vocabularies; the run's own when not given."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self, console: Console) -> None:
+        """Prints the table, or JSON on standard output."""
+        from d3jax.console.report import evaluation_table, tell_unknown, trust_table
+        from d3jax.evaluate import run_evaluation
+        from d3jax.run import open_run
+
+        run = open_run(self.directory)
+        result, unknown = run_evaluation(run, self.split, self.data, console)
+        tell_unknown(unknown, console)
+        if self.json:
+            content = {**result.metrics.to_json(), "unknown": unknown.to_json()}
+            sys.stdout.write(json.dumps(content, indent=2) + "\n")
+        else:
+            title = f"{self.directory}: {self.split} rows, best weights"
+            Console().print(
+                evaluation_table(title, result.metrics, result.best), trust_table(result.metrics)
+            )
+
+
+@dataclass(frozen=True)
+class Predict(Verb):
+    """Give the click probability of new rows in their raw values."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory."""
+    rows: tyro.conf.Positional[Path]
+    """Text or Parquet with a column per field, one file or a folder of them."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """A .csv or .parquet file to write; standard output when not given."""
+    form: tyro.conf.OmitArgPrefixes[Format] = field(default_factory=Format)
+    """How text files are written."""
+
+    def run(self, console: Console) -> None:
+        """Writes one probability a row."""
+        from d3jax.console.report import tell_unknown
+        from d3jax.predict import predict
+        from d3jax.run import open_run
+
+        predicted = predict(open_run(self.directory), self.rows, self.out, self.form)
+        told = f"{predicted.rows:,} rows scored" + (f"; written to {self.out}" if self.out else "")
+        console.print(told, soft_wrap=True)
+        tell_unknown(predicted.unknown, console)
+
+
+@dataclass(frozen=True)
+class Export(Verb):
+    """Write a run's best weights as a program that needs JAX alone."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run directory."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """The folder to make."""
+
+    def run(self, console: Console) -> None:
+        """Writes the folder and says how large it is."""
+        from d3jax.export import export_run
+        from d3jax.run import open_run
+
+        size = export_run(open_run(self.directory), self.out)
+        console.print(f"exported to {self.out} ({size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Check(Verb):
+    """Check every byte and row of a prepared directory, or every array of a run's checkpoints."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREPARED|RUN")]
+    """A prepared directory, or a run directory."""
+
+    def run(self, console: Console) -> None:
+        """Says that all is well, or what is not."""
+        from d3jax.check import check_prepared, check_run, is_run
+
+        if is_run(self.directory):
+            check_run(self.directory, Console())
+        else:
+            check_prepared(self.directory, console)

@@ -1,0 +1,1 @@
+"""One file a published data set, and table.py for any other."""

@@ -1,0 +1,165 @@
+"""One cell of a comparison: a run that is trained once, resumed when it was cut short, and kept
+as its evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d3jax.config import Config, differences
+from d3jax.console.journal import Journal
+from d3jax.console.terminal import Console
+from d3jax.data.loader import steps_per_epoch
+from d3jax.data.prepared import Prepared
+from d3jax.disk import writing
+from d3jax.errors import CheckpointError
+from d3jax.evaluate import Evaluated, trainer_for
+from d3jax.owned import exclusive
+from d3jax.parameters import count
+from d3jax.run import Run, open_run
+from d3jax.running import run_to_end
+from d3jax.training.fit import Trainer, total_steps
+from d3jax.training.metrics import Evaluation
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a finished cell tells: its test metrics and what they cost."""
+
+    evaluation: Evaluation
+    weights: int
+    """Parameters without the embedding table."""
+    steps: int
+    best_step: int | None
+    validation: float | None
+    """The best value of the monitored metric."""
+    seconds: float
+    """Spent training and evaluating, in the attempt that finished."""
+    attention: np.ndarray | None
+    """[S N] what each field receives on average, NaN for a scenario without rows."""
+
+
+class CellJournal(Journal):
+    """A silent journal that tells its progress, a share of 1, to whoever shows it."""
+
+    def __init__(
+        self, run: Run, start: int, total: int, batch: int, show: Callable[[float], None]
+    ) -> None:
+        super().__init__(run, Console(quiet=True), start, total, batch)
+        self._total, self._show = total, show
+
+    def stepped(self, step: int) -> None:
+        """Shows how far the cell is."""
+        super().stepped(step)
+        self._show(step / self._total)
+
+
+def open_cell(directory: Path, config: Config, prepared: Prepared) -> Run | None:
+    """The run that a cell has begun, None when it hasn't.
+
+    Raises `CheckpointError` when the directory holds a run of other settings or other data.
+    """
+    if not (directory / "config.json").is_file():
+        return None
+    run = open_run(directory)
+    changed = [
+        *differences(run.config.to_json(), config.to_json(), "config."),
+        *differences(run.described.provenance, prepared.provenance, "data."),
+        *differences(run.schema.to_json(), prepared.schema.to_json(), "schema."),
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{directory} was trained with other settings or data ({'; '.join(changed[:3])}); "
+            "choose another --out, or delete it"
+        )
+    return run
+
+
+def read_cell(run: Run | None) -> CellResult | None:
+    """The result of a finished cell; None when it has still to be trained or evaluated."""
+    if run is None:
+        return None
+    try:
+        evaluation = json.loads((run.directory / "evaluation.json").read_text(encoding="utf-8"))
+        facts = json.loads((run.directory / "cell.json").read_text(encoding="utf-8"))
+        attention = facts.pop("attention")
+        return CellResult(
+            evaluation=Evaluation.from_json(evaluation),
+            attention=None if attention is None else np.array(attention, float),
+            **facts,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        # A run without both files, whole, is simply not finished.
+        return None
+
+
+def run_cell(
+    run: Run,
+    prepared: Prepared,
+    trainer: Trainer,
+    show: Callable[[float], None],
+    should_stop: Callable[[int], bool],
+    keep: bool,
+) -> CellResult:
+    """Trains the cell to its end and evaluates its best weights on the test rows.
+
+    Its checkpoints are deleted then unless `keep`. Raises `Preempted` when it was asked to stop.
+    """
+    started = time.monotonic()
+    last, size = expected_steps(prepared, run.config), run.config.train.batch_size
+    with writing(run.directory), exclusive(run.directory):
+        progress, result, _ = run_to_end(
+            run,
+            prepared,
+            trainer,
+            lambda start: CellJournal(run, start, last, size, show),
+            should_stop,
+            Console(stderr=True),
+        )
+        facts = {
+            "weights": count(trainer.model.declared.params.network),
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "validation": progress.best_metric,
+            "seconds": time.monotonic() - started,
+        }
+        _write(run, result, facts)
+        if not keep:
+            shutil.rmtree(run.directory / "checkpoints")
+    finished = read_cell(run)
+    assert finished is not None
+    return finished
+
+
+def cell_trainer(run: Run, compiled: Trainer | None) -> Trainer:
+    """The cell's trainer, with the steps that another seed of its method has compiled."""
+    trainer = trainer_for(run)
+    if compiled is None:
+        return trainer
+    return trainer._replace(train_step=compiled.train_step, score_step=compiled.score_step)
+
+
+def expected_steps(prepared: Prepared, config: Config) -> int:
+    """The most steps that a cell can take."""
+    rows = len(prepared.rows("train").label)
+    return total_steps(config.train, steps_per_epoch(rows, config.train.batch_size))
+
+
+def _write(run: Run, result: Evaluated, facts: dict[str, Any]) -> None:
+    """Writes both files, `evaluation.json` last: with it the cell is finished."""
+    attention = None
+    if result.attention is not None:
+        attention = [
+            [value if math.isfinite(value) else None for value in row]
+            for row in result.attention.tolist()
+        ]
+    run.write_json("cell.json", {**facts, "attention": attention})
+    run.write_json("evaluation.json", result.metrics.to_json())

@@ -1,0 +1,259 @@
+"""Trains the cells of a table, method by method and seed by seed, and reports what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from d3jax.backbones import refusal
+from d3jax.checks import within
+from d3jax.config import Config
+from d3jax.console.signals import stop_signals
+from d3jax.console.terminal import BarColumn, Console, MofNCompleteColumn, Progress, Words
+from d3jax.data.prepared import Prepared, check_rows, open_prepared
+from d3jax.disk import writing
+from d3jax.errors import Preempted, TrainingError
+from d3jax.owned import claim
+from d3jax.presets import read_preset
+from d3jax.run import Run, create_run
+from d3jax.training.checkpoint.storage import check_storable
+from d3jax.training.fit import Trainer, balance_of, balance_start, check_config
+from experiments.compare.cells import (
+    CellResult,
+    cell_trainer,
+    expected_steps,
+    open_cell,
+    read_cell,
+    run_cell,
+)
+from experiments.compare.figures import draw_comparison
+from experiments.compare.html import html
+from experiments.compare.report import Comparison, markdown, terminal_grid, write_csv
+from experiments.compare.tables import Method, Table, preset_path
+
+FILE_WIDTH = 120
+
+_SAME = "stopped and saved; give the same command to go on"
+
+Results = dict[str, dict[int, CellResult]]
+"""Finished cells by method and seed."""
+
+
+class Cell(NamedTuple):
+    """A method with one seed, and the run directory it is trained in."""
+
+    method: Method
+    seed: int
+    config: Config
+    directory: Path
+
+    def begun(self, prepared: Prepared) -> Run | None:
+        """The cell's run, None when it hasn't been started."""
+        return open_cell(self.directory, self.config, prepared)
+
+    def run(self, prepared: Prepared) -> Run:
+        """The cell's run, made when it hasn't been started."""
+        return self.begun(prepared) or create_run(self.directory, self.config, prepared, False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare and where; `configs` is a folder of presets by method, such as
+    `adi-d3.json`, which replace `config` for their methods; `keep` leaves checkpoints."""
+
+    table: Table
+    config: Config
+    seeds: int
+    out: Path
+    configs: Path | None = None
+    keep: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        within("seeds", self.seeds, 1, 1000)
+
+    def config_of(self, method: Method, seed: int) -> Config:
+        """The configuration of one cell; raises `ConfigError` for a preset of another model."""
+        path = preset_path(self.configs, method)
+        return method.configure(self.config if path is None else read_preset(path), seed)
+
+
+def compare(data: Path, plan: Plan, console: Console) -> Comparison:
+    """Trains what isn't trained yet and writes the reports, also when it is asked to stop.
+
+    A cell whose loss isn't finite is reported and left out. Raises `Preempted` when stopped.
+    """
+    prepared = open_prepared(data)
+    check_rows(prepared)
+    check_storable(plan.out)
+    methods, notes = _trainable(plan, prepared)
+    cells = _cells(plan, methods)
+    claim(plan.out, "comparison")
+    results: Results = {method.name: {} for method in methods}
+    for cell in cells:
+        if (finished := read_cell(cell.begun(prepared))) is not None:
+            results[cell.method.name][cell.seed] = finished
+    left = [cell for cell in cells if cell.seed not in results[cell.method.name]]
+    console.print(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
+    try:
+        if left:
+            notes += _train(left, plan, prepared, results, console)
+    finally:
+        notes += _unweighed(plan, prepared, results)
+        comparison = Comparison(plan.table, prepared, plan.config, plan.command, results, notes)
+        if any(results.values()):
+            write_reports(comparison, plan.out)
+    console.print(f"reports are in {plan.out}: {plan.table.name}.md, .csv and .html")
+    return comparison
+
+
+def write_reports(comparison: Comparison, out: Path) -> None:
+    """Writes the reports side by side and prints AUC and logloss."""
+    name = comparison.table.name
+    with writing(out):
+        (out / f"{name}.md").write_text(markdown(comparison), encoding="utf-8")
+        write_csv(out / f"{name}.csv", comparison)
+        figures = draw_comparison(comparison, out / "figures")
+        (out / f"{name}.html").write_text(html(comparison, figures), encoding="utf-8")
+    screen = Console()
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        # A file has no width of its own.
+        screen = Console(width=FILE_WIDTH)
+    screen.print(terminal_grid(comparison, "auc"))
+    screen.print(terminal_grid(comparison, "logloss"))
+
+
+def _trainable(plan: Plan, prepared: Prepared) -> tuple[list[Method], list[str]]:
+    """The methods that make sense on this data, and why others are left out."""
+    methods, notes = [], []
+    for method in plan.table.methods:
+        config = plan.config_of(method, 0)
+        if reason := refusal(prepared.schema, config):
+            notes.append(f"{method.name} is left out: {reason}.")
+        else:
+            # Settings that contradict each other are refused before anything is trained.
+            check_config(prepared.schema, config)
+            methods.append(method)
+    return methods, notes
+
+
+def _cells(plan: Plan, methods: Sequence[Method]) -> list[Cell]:
+    """All cells, a whole table of one seed before the next seed."""
+    folder = plan.out / "cells"
+    return [
+        Cell(method, seed, plan.config_of(method, seed), folder / method.slug / str(seed))
+        for seed in range(plan.seeds)
+        for method in methods
+    ]
+
+
+def _unweighed(plan: Plan, prepared: Prepared, results: Results) -> list[str]:
+    """Of which runs the best weights are older than D3's weighing of rows, which then has no part
+    in their metrics."""
+    notes = []
+    for method in plan.table.methods:
+        cells = results.get(method.name, {}).values()
+        config = plan.config_of(method, 0)
+        if not cells or balance_of(config) is None:
+            continue
+        start = balance_start(config, expected_steps(prepared, config))
+        before = sum(cell.best_step is not None and cell.best_step <= start for cell in cells)
+        if before:
+            notes.append(
+                f"{method.name}: in {before} of {len(cells)} runs the best weights came before "
+                f"rows began to be weighed, at step {start}."
+            )
+    return notes
+
+
+def _train(
+    left: Sequence[Cell], plan: Plan, prepared: Prepared, results: Results, console: Console
+) -> list[str]:
+    """Trains the cells into `results`; returns what has to be said about those that failed."""
+    compiled: dict[str, Trainer] = {}
+    failures = []
+    with _progress(console, results, left) as show, stop_signals() as should_stop:
+        for index, cell in enumerate(left):
+            name = cell.method.name
+            run = cell.run(prepared)
+            trainer = cell_trainer(run, compiled.get(name))
+            compiled.setdefault(name, trainer)
+            try:
+                results[name][cell.seed] = run_cell(
+                    run,
+                    prepared,
+                    trainer,
+                    partial(show, index),
+                    should_stop,
+                    plan.keep,
+                )
+            except Preempted as stop:
+                raise Preempted(f"{name}, seed {cell.seed}: {_SAME}") from stop
+            except TrainingError as error:
+                failures.append(f"{name}, seed {cell.seed}, failed: {error}")
+            show(index, 1.0)
+            if not console.is_terminal:  # Such as a log, which shows the bar only when it is full.
+                parts = (name, f"seed {cell.seed}", time_left(results, left[index + 1 :]))
+                console.print(f"{index + 1} of {len(left)}: {', '.join(filter(None, parts))}")
+            if should_stop(0) and index + 1 < len(left):
+                raise Preempted(f"{name}, seed {cell.seed}: {_SAME}")
+    return failures
+
+
+def remaining_seconds(spent: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:
+    """How long the methods that are left will take, by the mean of those that are done.
+
+    A method that was never timed counts as the mean of all; None before anything was timed.
+    """
+    times = [seconds for all_times in spent.values() for seconds in all_times]
+    if not times:
+        return None
+    mean = sum(times) / len(times)
+    return sum(sum(spent[name]) / len(spent[name]) if spent.get(name) else mean for name in left)
+
+
+def time_left(results: Results, left: Sequence[Cell]) -> str:
+    """How long the cells that are left will take, in words; empty before that can be told."""
+    spent = {name: [r.seconds for r in done.values()] for name, done in results.items()}
+    seconds = remaining_seconds(spent, [cell.method.name for cell in left])
+    return f"about {duration(seconds)} left" if seconds else ""
+
+
+@contextmanager
+def _progress(
+    console: Console, results: Results, left: Sequence[Cell]
+) -> Iterator[Callable[[int, float], None]]:
+    """Yields `show(index, share)`: the cell at work and how much of it is done."""
+    columns = (
+        Words("{task.description}"),
+        BarColumn(),
+        Words("{task.percentage:3.0f} %"),
+        MofNCompleteColumn(),
+        Words("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("cells", total=len(left), left="")
+
+        def show(index: int, share: float) -> None:
+            cell = left[index]
+            bar.update(
+                task,
+                completed=index + share,
+                description=f"{cell.method.name}, seed {cell.seed}",
+                left=time_left(results, left[index + int(share) :]),
+            )
+
+        yield show
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest units that tell something, such as "2 h 05 min"."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{max(1, round(seconds))} s"

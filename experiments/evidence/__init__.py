@@ -1,0 +1,1 @@
+"""What D3 does on data whose truth is known."""

@@ -1,0 +1,1 @@
+"""Looking for better settings on the validation rows."""

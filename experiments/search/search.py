@@ -1,0 +1,388 @@
+"""Looks for settings on the validation rows, and never scores a test row."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+from sqlalchemy.exc import SQLAlchemyError
+
+from d3jax.backbones import refusal
+from d3jax.checks import within
+from d3jax.config import Config, completed, differences
+from d3jax.console.journal import Silence
+from d3jax.console.signals import stop_signals
+from d3jax.console.terminal import Console, styled
+from d3jax.data.prepared import Prepared, check_rows, open_prepared
+from d3jax.disk import writing
+from d3jax.errors import ConfigError, Preempted, TrainingError
+from d3jax.owned import check_output, replacing
+from d3jax.running import training_data
+from d3jax.training.checkpoint.checkpoints import Checkpoints
+from d3jax.training.fit import Progress, build_trainer, check_config, fit, monitored
+from d3jax.training.metrics import Evaluation
+from experiments.compare.tables import Table
+from experiments.search.spaces import SPACES, check_space
+from experiments.search.study_file import IDENTITY, open_study_file
+
+START_TRIALS = 5
+"""Trials at random, before any is drawn by what the others gave or cut short."""
+
+FINALISTS = 3
+"""Trials whose settings are trained with every seed. One seed's spread is as large as most gains,
+so the best of many trials owes much of its lead to luck. The settings that the search started from
+are trained with every seed too: what it writes is no worse than they are."""
+
+ENDED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+
+Report = Callable[[int, float], None]
+"""Told the number of an evaluation and its metric; may raise to end the trial."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to look for and for how long; `out` is the preset file to write, beside which the
+    study's file lies."""
+
+    config: Config
+    space: str
+    trials: int
+    seeds: int
+    out: Path
+
+    def __post_init__(self) -> None:
+        within("trials", self.trials, 1, 100_000)
+        within("seeds", self.seeds, 1, 1000)
+
+    @property
+    def storage(self) -> Path:
+        """The SQLite file that remembers the trials."""
+        return self.out.with_suffix(".db")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the monitored metric is a loss."""
+        return self.config.train.monitor == "logloss"
+
+
+class Final(NamedTuple):
+    """One of the best trials, and what its settings reach with each seed."""
+
+    trial: optuna.trial.FrozenTrial
+    values: list[float]
+
+
+class Watcher(Silence):
+    """Reports each evaluation of a training loop, and remembers the best."""
+
+    def __init__(self, config: Config, report: Report) -> None:
+        self._config, self._report = config, report
+        self.count = 0
+
+    def evaluated(self, step: int, evaluation: Evaluation, improved: bool) -> None:
+        """Reports the monitored metric."""
+        metric, _ = monitored(self._config.train, evaluation)
+        self.count += 1
+        self._report(self.count, metric)
+
+
+def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
+    """Runs trials until there are `plan.trials`, then the best few with every seed; writes the one
+    with the best mean as a preset.
+
+    The same call goes on with the study's file. Raises `ConfigError` when that file is damaged
+    or of other settings or data, `OutputError` when something else lies in its place,
+    `TrainingError` when no trial came to its end or none of the best can be trained with every
+    seed, and `Preempted` when it was asked to stop.
+    """
+    if plan.out.is_dir():
+        raise ConfigError(f"{plan.out} is a folder; name the preset file to write by --out")
+    prepared = open_prepared(data)
+    check_rows(prepared)
+    check_space(plan.space, plan.config)
+    # Settings that contradict each other are refused before a trial is made.
+    check_config(prepared.schema, plan.config)
+    check_output(plan.out, ours=is_found)
+    if plan.out == plan.storage:
+        raise ConfigError(f"out is {str(plan.out)!r}; name a .json file, for a .db goes beside it")
+    with _damage_named(plan.storage):
+        return _search(data, plan, prepared, console)
+
+
+def _search(data: Path, plan: Search, prepared: Prepared, console: Console) -> dict[str, Any]:
+    study = open_study(plan, prepared)
+    if (finished := _finished(plan)) is not None:
+        console.print(f"{plan.out} has been found already")
+        return finished
+    try:
+        with writing(plan.storage), stop_signals() as should_stop:
+            _run_trials(study, plan, prepared, console, should_stop)
+            finals = _run_finals(study, plan, prepared, console, should_stop)
+    except (Preempted, KeyboardInterrupt) as stop:
+        raise Preempted("stopped; give the same command to go on with the search") from stop
+    preset = describe(plan, study, finals)
+    with writing(plan.out), replacing(plan.out) as draft:
+        draft.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    console.print(
+        f"validation {preset['metric']} {preset['mean']:.4f}, standard deviation "
+        f"{preset['std'] or 0:.4f} over {plan.seeds} seeds; "
+        f"train with it: d3jax train {data} --config {plan.out}",
+        soft_wrap=True,
+    )
+    return preset
+
+
+@contextmanager
+def _damage_named(storage: Path) -> Iterator[None]:
+    """Raises `ConfigError` where the study's file can't be read or written."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(
+            f"{storage}, the file of the search's trials, can't be used ({reason}); choose "
+            "another --out, or delete it"
+        ) from error
+
+
+def search_table(data: Path, table: Table, plan: Search, console: Console) -> None:
+    """Searches for every method of a table with the same number of trials; `plan.out` is the
+    folder of presets, which `d3jax compare --configs` reads. Raises what `search` raises."""
+    schema = open_prepared(data).schema
+    for method in table.methods:
+        config = method.configure(plan.config, plan.config.train.seed)
+        reason = refusal(schema, config)
+        if reason is None and plan.space == "paper" and not config.has_balance:
+            reason = "it has no balance, which is all that space paper varies"
+        if reason is None:
+            console.print(styled(method.name, "bold"))
+            path = plan.out / f"{method.slug}.json"
+            search(data, replace(plan, config=config, out=path), console)
+        else:
+            console.print(f"{method.name} is left out: {reason}", soft_wrap=True)
+
+
+def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
+    """The study in the SQLite file, made when it isn't there; trials that were cut short are
+    failed, so that they count for nothing."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    identity = {
+        "space": plan.space,
+        "config": plan.config.to_json(),
+        "schema": json.loads(json.dumps(prepared.schema.to_json())),
+        "data": prepared.provenance,
+    }
+    study = open_study_file(plan.storage, identity, plan.lower_is_better)
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=START_TRIALS, n_warmup_steps=1)
+    if changed := differences(completed(study.user_attrs[IDENTITY]), completed(identity)):
+        raise ConfigError(
+            f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
+            "choose another --out, or delete it"
+        )
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    if not study.get_trials(deepcopy=False, states=(*ENDED, optuna.trial.TrialState.WAITING)):
+        # The settings to start from are the first trial.
+        study.enqueue_trial(SPACES[plan.space].start(plan.config))
+    # A search that goes on must not draw what it drew at its start.
+    seed = plan.config.train.seed + len(study.trials)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=START_TRIALS)
+    return study
+
+
+def train_on_validation(
+    config: Config,
+    prepared: Prepared,
+    should_stop: Callable[[int], bool],
+    report: Report = lambda count, metric: None,
+) -> float:
+    """Trains once and returns the best monitored value on the validation rows."""
+    data = training_data(prepared, config)
+    trainer = build_trainer(prepared.schema, config, data.steps_per_epoch)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Checkpoints(Path(scratch) / "checkpoints", {}, writer=True) as checkpoints,
+    ):
+        _, progress = fit(
+            trainer,
+            config.train,
+            data,
+            trainer.init(),
+            Progress(),
+            checkpoints,
+            Watcher(config, report),
+            should_stop,
+        )
+    assert progress.best_metric is not None
+    return progress.best_metric
+
+
+def finalists(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The best trials that came to their end, settings that were drawn twice once, and the first
+    of all, which has the settings that the search started from."""
+    trials = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    ranked = sorted(trials, key=lambda trial: trial.value or 0.0, reverse=maximize)
+    distinct = {json.dumps(trial.params, sort_keys=True): trial for trial in reversed(ranked)}
+    best = list(reversed(distinct.values()))[:FINALISTS]
+    first = [start for start in trials[:1] if start.params not in [trial.params for trial in best]]
+    return best + first
+
+
+def describe(plan: Search, study: optuna.Study, finals: list[Final]) -> dict[str, Any]:
+    """The preset file: a configuration, and what it reached over seeds on validation rows."""
+    sign = 1 if plan.lower_is_better else -1
+    trial, values = min(finals, key=lambda final: sign * np.mean(final.values))
+    best = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
+    scenario = plan.config.train.monitor_scenario
+    counts = {
+        state.name.lower(): len(study.get_trials(deepcopy=False, states=[state])) for state in ENDED
+    }
+    return {
+        "config": best.to_json(),
+        "metric": f"{plan.config.train.monitor} of {scenario or 'all'} validation rows",
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "values": values,
+        "space": plan.space,
+        "trials": counts,
+        "finalists": [
+            {"trial": final.trial.number, "mean": float(np.mean(final.values))} for final in finals
+        ],
+        "found": trial.params,
+    }
+
+
+def _run_trials(
+    study: optuna.Study,
+    plan: Search,
+    prepared: Prepared,
+    console: Console,
+    should_stop: Callable[[int], bool],
+) -> None:
+    """Trials up to the number that the plan wants, those in the file included."""
+    while (done := len(study.get_trials(deepcopy=False, states=ENDED))) < plan.trials:
+        trial = study.ask()
+        text = _run_trial(study, trial, plan, prepared, should_stop)
+        console.print(f"trial {done + 1} of {plan.trials}: {text}", soft_wrap=True)
+    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        raise TrainingError(
+            f"none of {plan.trials} trials came to its end; look at the lines above, and give "
+            "more --trials or another --space"
+        )
+
+
+def _run_finals(
+    study: optuna.Study,
+    plan: Search,
+    prepared: Prepared,
+    console: Console,
+    should_stop: Callable[[int], bool],
+) -> list[Final]:
+    """The finalists with what they reach; one that diverges with some seed is said and left out."""
+    finals = []
+    for trial in finalists(study):
+        try:
+            values = _run_final(study, trial, plan, prepared, console, should_stop)
+            finals.append(Final(trial, values))
+        except TrainingError as error:
+            console.print(f"trial {trial.number + 1} is out: {error}", soft_wrap=True)
+    if not finals:
+        raise TrainingError(
+            "none of the best trials can be trained with every seed; look at the lines above, and "
+            "give more --trials or another --space"
+        )
+    return finals
+
+
+def _run_final(
+    study: optuna.Study,
+    trial: optuna.trial.FrozenTrial,
+    plan: Search,
+    prepared: Prepared,
+    console: Console,
+    should_stop: Callable[[int], bool],
+) -> list[float]:
+    """What a trial's settings reach with each seed; the study's file keeps what is known."""
+    config = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
+    values = []
+    for seed in range(plan.seeds):
+        known = trial.value if seed == plan.config.train.seed else None
+        name = f"trial {trial.number}, seed {seed}"
+        value = study.user_attrs.get(name, known)
+        if value is None:
+            seeded = replace(config, train=replace(config.train, seed=seed))
+            value = train_on_validation(seeded, prepared, should_stop)
+            study.set_user_attr(name, value)
+        values.append(value)
+    console.print(
+        f"trial {trial.number + 1} with every seed: {np.mean(values):.4f} "
+        f"({', '.join(f'{value:.4f}' for value in values)})",
+        soft_wrap=True,
+    )
+    return values
+
+
+def is_found(path: Path) -> bool:
+    """Whether a file is a preset that a search has written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"config", "trials", "found"} <= content.keys()
+
+
+def _finished(plan: Search) -> dict[str, Any] | None:
+    """The preset of an earlier call with as many trials and seeds; None when there is none."""
+    try:
+        preset = json.loads(plan.out.read_text(encoding="utf-8"))
+        enough = sum(preset["trials"].values()) >= plan.trials
+        return preset if enough and len(preset["values"]) == plan.seeds else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _run_trial(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    plan: Search,
+    prepared: Prepared,
+    should_stop: Callable[[int], bool],
+) -> str:
+    """One trial, told to the study; returns what came out. A draw that can't be trained, or
+    whose loss isn't finite, counts as pruned; one that was stopped as failed."""
+
+    def report(count: int, metric: float) -> None:
+        trial.report(metric, count)
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"pruned after {count} evaluations, at {metric:.4f}")
+
+    state = optuna.trial.TrialState
+    try:
+        config = SPACES[plan.space].draw(trial, plan.config)
+        value = train_on_validation(config, prepared, should_stop, report)
+    except optuna.TrialPruned as pruned:
+        study.tell(trial, state=state.PRUNED)
+        return str(pruned)
+    except (ConfigError, TrainingError) as error:
+        study.tell(trial, state=state.PRUNED)
+        return f"can't be trained: {error}"
+    except (Preempted, KeyboardInterrupt):
+        study.tell(trial, state=state.FAIL)
+        raise
+    study.tell(trial, value)
+    return f"{value:.4f} with {_short(trial.params)}; best so far {study.best_value:.4f}"
+
+
+def _short(params: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in params.items()
+    )

@@ -1,0 +1,123 @@
+"""The Flax door: a module is the function, and its weights are a checkpoint's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from d3jax.base import EVALUATION, Inputs, Sizes
+from d3jax.batch import Field, Schema
+from d3jax.config import Config, D3Config, ModelConfig
+from d3jax.heads import d3, d3_generator
+from d3jax.models import build_model
+from d3jax.nnx import D3Head, D3Layer
+from d3jax.parameters import initialize, named_leaves
+from d3jax.training.checkpoint.checkpoints import Checkpoints
+from d3jax.training.fit import build_trainer
+
+N, D, INPUTS, OUTPUTS, B = 5, 4, 7, 3, 6
+SMALL = D3Config(field_hidden=2, width=OUTPUTS, gate_layers=(6, 4))
+
+
+@pytest.fixture
+def rows(key):
+    hidden, x = jax.random.split(key)
+    return jax.random.normal(hidden, (B, INPUTS)), jax.random.normal(x, (B, N, D))
+
+
+def inputs_of(x):
+    return Inputs(x, jnp.zeros(B, int), jnp.ones(B, bool))
+
+
+def test_a_layer_is_the_generator(rows):
+    hidden, x = rows
+    layer = D3Layer(INPUTS, OUTPUTS, N, D, rngs=nnx.Rngs(0), config=SMALL)
+    made = d3_generator(SMALL).generate(layer.arrays(), inputs_of(x), EVALUATION)
+    np.testing.assert_array_equal(layer(hidden, x), made.layer(0, hidden))
+    np.testing.assert_array_equal(layer.generate(x).gate, made.gate)
+    assert layer(hidden, x).shape == (B, OUTPUTS)
+
+
+def test_a_head_is_the_function(rows):
+    hidden, x = rows
+    head = D3Head(INPUTS, N, D, rngs=nnx.Rngs(1), config=SMALL)
+    expected, _ = d3(SMALL).apply(head.arrays(), (), hidden, inputs_of(x), EVALUATION)
+    ours = head(hidden, x)
+    for mine, theirs in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+class Click(nnx.Module):
+    """A Flax model of a user's own with one D3 layer in it."""
+
+    def __init__(self, rngs):
+        self.body = nnx.Linear(N * D, INPUTS, rngs=rngs)
+        self.layer = D3Layer(
+            INPUTS, OUTPUTS, num_fields=N, embedding_dim=D, rngs=rngs, config=SMALL
+        )
+        self.logit = nnx.Linear(OUTPUTS, 1, rngs=rngs)
+
+    def __call__(self, x):
+        hidden = nnx.relu(self.body(x.reshape(x.shape[0], -1)))
+        return self.logit(nnx.relu(self.layer(hidden, x)))[:, 0]
+
+
+def test_a_flax_model_with_a_d3_layer_learns(rows):
+    _, x = rows
+    label = jnp.arange(B) % 2
+    model = Click(nnx.Rngs(0))
+    graph, weights = nnx.split(model, nnx.Param)
+    optimizer = optax.sgd(0.3)
+
+    @jax.jit
+    def step(weights, state):
+        def loss(weights):
+            logits = nnx.merge(graph, weights)(x)
+            return optax.sigmoid_binary_cross_entropy(logits, label).mean()
+
+        value, gradient = jax.value_and_grad(loss)(weights)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(weights, updates), state, value, gradient
+
+    state, losses = optimizer.init(weights), []
+    for _ in range(40):
+        weights, state, value, gradient = step(weights, state)
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
+    for path, leaf in nnx.to_flat_state(gradient):
+        assert jnp.abs(leaf[...]).max() > 0, path
+
+
+def test_weights_go_from_a_checkpoint_into_a_module_and_back(rows, tmp_path):
+    hidden, x = rows
+    schema = Schema(tuple(Field(f"f{i}", 6) for i in range(N)), ("a", "b"))
+    config = Config(ModelConfig(embedding_dim=D, bottom_layers=(8, INPUTS)), SMALL)
+    trainer = build_trainer(schema, config, steps_per_epoch=1)
+    state = trainer.init()
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(1, state, {})
+    restored = checkpoints.restore(trainer.abstract).state
+    checkpoints.close()
+    trained = restored.params.network.head
+    head = D3Head(INPUTS, N, D, rngs=nnx.Rngs(7), config=SMALL)
+    before = head(hidden, x).logits
+    head.load(trained)
+    expected, _ = d3(SMALL).apply(trained, (), hidden, inputs_of(x), EVALUATION)
+    np.testing.assert_allclose(head(hidden, x).logits, expected.logits, rtol=1e-6)
+    assert jnp.abs(before - expected.logits).max() > 1e-4
+    jax.tree.map(np.testing.assert_array_equal, head.arrays(), trained)
+    model = build_model(schema, config)
+    assert named_leaves(model.declared.params.network.head).keys() == head.weights.keys()
+
+
+def test_arrays_of_another_shape_are_refused():
+    head = D3Head(INPUTS, N, D, rngs=nnx.Rngs(0), config=SMALL)
+    other = d3(SMALL).declare(Sizes(N, D, 1), INPUTS + 1).params
+    weights = named_leaves(head.arrays())["generator.layers.0.generator.kernel"]
+    with pytest.raises(ValueError, match=r"parameter 'generator.layers.0.generator.kernel' is"):
+        head.load(initialize(other, jax.random.key(0)))
+    np.testing.assert_array_equal(
+        named_leaves(head.arrays())["generator.layers.0.generator.kernel"], weights
+    )

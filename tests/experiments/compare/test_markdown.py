@@ -1,0 +1,18 @@
+"""Markdown tables align numbers to the right and survive a bar in a name."""
+
+from __future__ import annotations
+
+from experiments.compare.markdown import markdown_table
+
+
+def test_text_stands_left_and_numbers_right() -> None:
+    assert markdown_table(("step", "model", "ms"), [("a", "b", "1"), ("c", "d", "2")], 2) == [
+        "| step | model | ms |",
+        "| --- | --- | ---: |",
+        "| a | b | 1 |",
+        "| c | d | 2 |",
+    ]
+
+
+def test_a_bar_in_a_cell_is_no_new_column() -> None:
+    assert markdown_table(["tab", "n"], [["left|right", "1"]])[2] == "| left\\|right | 1 |"
