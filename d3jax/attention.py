@@ -6,15 +6,16 @@ and Balance in Multi-Domain Recommendations" (AAAI 2024).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from d3jax.config import ValueForm
 from d3jax.layers.dense import Dense, declare_dense, dense
 from d3jax.parameters import declare_array, zeros
+
+ValueForm = Literal["text", "official", "danet"]
 
 
 class AttentionParams(NamedTuple):

@@ -6,13 +6,14 @@ Equations 15-19 of Jia et al. (AAAI 2024).
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from d3jax.config import EntropyForm
+EntropyForm = Literal["rows", "mean_row"]
 
 
 def complexity(logits: Float[Array, "B N N"], *, form: EntropyForm = "rows") -> Float[Array, " B"]:

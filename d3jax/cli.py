@@ -77,6 +77,7 @@ def parse(arguments: Sequence[str]) -> Verb:
         )
     kind = load_verb(name, verbs[name])
     default = kind.default(rest)
+    kind = type(default) if isinstance(default, Verb) else kind
     verb = parse_quietly(kind, default, rest)
     if verb is None:
         check_names(arguments, {name: kind})

@@ -1,61 +1,23 @@
 """Every setting of a run, as frozen dataclasses; the command line is made from them.
 
-Library functions take the smallest of these they need. Each class checks its own ranges. This
-file imports no JAX, so that the command line can explain itself at once.
+Here is what all models share. A part's own settings are in the part's file, and a `Config` holds
+those of the parts that it names. This file imports no JAX.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from d3jax.checks import widths, within
-from d3jax.errors import ConfigError
-from d3jax.options import (
-    AdaptDHMOptions,
-    AdaSparseOptions,
-    ADIOptions,
-    HAMUROptions,
-    M2MOptions,
-    M3oEOptions,
-    MMoEOptions,
-    PEPNetOptions,
-    PLEOptions,
-    SARNetOptions,
-    STAROptions,
-)
+from d3jax.errors import ConfigError, D3jaxError
+from d3jax.names import did_you_mean
+from d3jax.registry import ADAPTERS, BACKBONES, HEADS, section_class, section_names
 from d3jax.typed import check_types, from_json
 
-BackboneName = Literal[
-    "plain",
-    "shared_bottom",
-    "mmoe",
-    "m2m",
-    "adi",
-    "star",
-    "sar_net",
-    "ple",
-    "pepnet",
-    "adasparse",
-    "hamur",
-    "m3oe",
-    "adaptdhm",
-]
-HeadName = Literal["own", "d3", "m2m_wg", "pepnet_wg"]
-Part = Literal["d1", "d2", "d3"]
-D3Form = Literal["text", "official"]
-Precision = Literal["float32", "bf16"]
-GateInput = Literal["selected", "raw"]
 EmbeddingInit = Literal["normal", "xavier_table"]
-ValueForm = Literal["text", "official", "danet"]
-KernelFusion = Literal["multiplicative", "additive"]
-BiasFusion = Literal["multiplicative", "additive", "specific"]
-EntropyForm = Literal["rows", "mean_row"]
-BalanceEntropy = Literal["rows", "mean_row", "naive"]
-AdapterName = Literal["none", "dwa", "dtp", "gradnorm", "uncertainty"]
 Aggregation = Literal["row", "scenario_sum"]
 TableLayout = Literal["auto", "replicated", "sharded"]
 TableUpdateName = Literal["auto", "dense", "lazy_adamw", "adagrad"]
@@ -67,10 +29,13 @@ Monitor = Literal["logloss", "auc", "macro_auc", "worst_auc"]
 class ModelConfig:
     """Embedding, backbone and head."""
 
-    backbone: BackboneName = "shared_bottom"
-    """What the embeddings pass through before the head; plain: nothing."""
-    head: HeadName = "d3"
-    """What turns a representation into a logit; own: what the backbone has without D3."""
+    backbone: str = "shared_bottom"
+    """What the embeddings pass through before the head: plain (nothing), shared_bottom, mmoe, m2m,
+    adi, star, sar_net; beyond the paper ple, pepnet, adasparse, hamur, m3oe, adaptdhm, or one that
+    a package of yours registers."""
+    head: str = "d3"
+    """What turns a representation into a logit: own (what the backbone has without D3), d3,
+    m2m_wg, pepnet_wg, or one that a package of yours registers."""
     embedding_dim: int = 16
     """Width D of a field's embedding."""
     embedding_init: EmbeddingInit = "xavier_table"
@@ -88,6 +53,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        BACKBONES.check(self.backbone)
+        HEADS.check(self.head)
         within("embedding_dim", self.embedding_dim, 1, 4096)
         within("embedding_scale", self.embedding_scale, 1e-8, 10)
         within("embedding_dropout", self.embedding_dropout, 0, 0.99)
@@ -98,141 +65,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class D3Config:
-    """The D3 head. The defaults are the paper's text; the options are what others do."""
-
-    parts: Part = "d3"
-    """d1: domain division; d2: and modelling (gate, shared weights); d3: and balance (loss)."""
-    form: D3Form = "text"
-    """text: the paper's equations; official: the authors' code, batch norms included."""
-    field_hidden: int = 64
-    """Width H of each field's own layer in the generator."""
-    width: int = 0
-    """Output width O of the generated layer; 0: 128 for plain and adi, 32 elsewhere."""
-    generator_rank: int = 0
-    """Shared matrices that a generated kernel is mixed from; 0: one per hidden unit."""
-    precision: Precision = "float32"
-    """What a row's kernel is made and multiplied in; weights, attention and loss are float32."""
-    head_layers: tuple[int, ...] = ()
-    """Hidden layers between the generated layer and the logit."""
-    gate_layers: tuple[int, ...] = (64, 16)
-    """Hidden widths of the fusion gate."""
-    attention_value: ValueForm = "text"
-    """What attention mixes: the embeddings (text), projected values (official), or danet's form."""
-    attention_scaled: bool = False
-    """Divide the attention's logits by the square root of the embedding width."""
-    gate_input: GateInput = "selected"
-    """What the gate reads: the attention's output, or the embeddings."""
-    kernel_fusion: KernelFusion = "multiplicative"
-    """How the row's kernel and the shared one are fused."""
-    bias_fusion: BiasFusion = "multiplicative"
-    """How biases are fused; specific: the row's own bias alone."""
-    outer_activation: bool = True
-    """Apply the activation around the generator's residual sum, as Eq. 10 prints it."""
-    layer_activation: bool = True
-    """Apply the activation to the generated layer's output (Eq. 14)."""
-    separate_bias: bool = False
-    """Generate biases from a hidden vector of their own instead of the kernels'."""
-    detach_generator: bool = False
-    """Stop the gradient from the generator into attention and embeddings."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.precision == "bf16" and self.form == "official":
-            raise ConfigError("the official form is float32 throughout; use --form text for bf16")
-        within("field_hidden", self.field_hidden, 1, 65536)
-        within("generator_rank", self.generator_rank, 0, 65536)
-        within("width", self.width, 0, 65536)
-        widths("head_layers", self.head_layers)
-        widths("gate_layers", self.gate_layers)
-
-    @property
-    def outputs(self) -> int:
-        """O, also where `width` leaves it open."""
-        return self.width or 32
-
-
-@dataclass(frozen=True)
-class BalanceConfig:
-    """How the D3 loss weighs rows (Eq. 15-19)."""
-
-    start_ratio: float = 0.5
-    """Share of the run's steps before weighting starts; 1: never."""
-    complexity_shift: float = 0.5
-    """Lambda 1 of Eq. 17."""
-    complexity_scale: float = 1.0
-    """Alpha 1 of Eq. 17."""
-    specificity_shift: float = 0.5
-    """Lambda 2 of Eq. 18."""
-    specificity_scale: float = 1.0
-    """Alpha 2 of Eq. 18."""
-    lower: float = 0.1
-    """Least normalised complexity (Eq. 16)."""
-    upper: float = 1.0
-    """Greatest normalised complexity (Eq. 16)."""
-    entropy: BalanceEntropy = "rows"
-    """rows: mean of the rows' entropies; mean_row: entropy of the mean row; naive: the authors'."""
-    literal_sign: bool = False
-    """Use Eq. 15 as printed, without entropy's minus."""
-    minimum_std: float = 1e-20
-    """Deviation of the complexities at or below which all rows count the same."""
-    normalize: bool = False
-    """Divide the loss by the sum of the weights instead of the number of rows."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        within("start_ratio", self.start_ratio, 0, 1)
-        for name in ("complexity", "specificity"):
-            shift, scale = self._weights(name)
-            within(f"{name}_shift", shift, 0, 100)
-            within(f"{name}_scale", scale, 0, 100)
-            if shift == scale == 0:
-                raise ConfigError(
-                    f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
-                    "set one of them above 0"
-                )
-        within("lower", self.lower, 0, self.upper)
-        within("minimum_std", self.minimum_std, 0, math.inf)
-
-    def _weights(self, name: str) -> tuple[float, float]:
-        if name == "complexity":
-            return self.complexity_shift, self.complexity_scale
-        return self.specificity_shift, self.specificity_scale
-
-
-@dataclass(frozen=True)
 class AdapterConfig:
     """How the loss weighs scenarios, for models without D3's own balance."""
 
-    adapter: AdapterName = "none"
-    """Weights by how fast losses fall (dwa), by AUC (dtp), by gradients, or by uncertainty."""
+    adapter: str = "none"
+    """Weights by how fast losses fall (dwa), by AUC (dtp), by gradients (gradnorm), by uncertainty,
+    or by an adapter that a package of yours registers."""
     aggregation: Aggregation = "row"
     """row: mean over rows, a scenario counts by its size; scenario_sum: sum of scenarios' means."""
-    period_steps: int = 0
-    """Steps between changes of dwa and dtp; 0: an epoch if a run has three, else 1/20 of it."""
-    temperature: float = 2.0
-    """T of dwa; the larger, the more alike the weights."""
-    kpi_smoothing: float = 0.1
-    """Alpha of dtp, what the latest AUC counts in its running mean."""
-    scenario_focus: float = 1.0
-    """Exponent of dtp's scenario weights; the larger, the more the hard scenarios count."""
-    row_focus: float = 1.0
-    """Exponent of dtp's focal factor on rows; 0: none."""
-    mean_one: bool = False
-    """Divide dtp's weights by their mean."""
-    asymmetry: float = 1.5
-    """Exponent of gradnorm; the larger, the more it favours scenarios that learn slowly."""
-    watched: str = ""
-    """Kernel whose gradients gradnorm compares, such as bottom.1.kernel; empty: the last shared."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        within("period_steps", self.period_steps, 0, 2**31 - 1)
-        within("temperature", self.temperature, 1e-3, 1e6)
-        within("kpi_smoothing", self.kpi_smoothing, 0, 1)
-        within("scenario_focus", self.scenario_focus, 0, 100)
-        within("row_focus", self.row_focus, 0, 100)
-        within("asymmetry", self.asymmetry, 0, 100)
+        ADAPTERS.check(self.adapter)
         if self.adapter == "gradnorm" and self.aggregation == "row":
             raise ConfigError(
                 "gradnorm weighs each scenario's mean loss, which aggregation row doesn't have; "
@@ -329,30 +173,64 @@ class TrainConfig:
         within("workers", self.workers, 0, 256)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Config:
-    """All of it."""
+    """All of it: what models share, and a section for each part that has settings of its own.
+
+    `Config(train=TrainConfig(epochs=3), mmoe=MMoEOptions(experts=8))` gives a part's section by
+    its name, and so does `dataclasses.replace`; `config.mmoe` reads it, with the part's defaults
+    where none was given.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    d3: D3Config = field(default_factory=D3Config)
-    balance: BalanceConfig = field(default_factory=BalanceConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    mmoe: MMoEOptions = field(default_factory=MMoEOptions)
-    m2m: M2MOptions = field(default_factory=M2MOptions)
-    adi: ADIOptions = field(default_factory=ADIOptions)
-    star: STAROptions = field(default_factory=STAROptions)
-    sar_net: SARNetOptions = field(default_factory=SARNetOptions)
-    ple: PLEOptions = field(default_factory=PLEOptions)
-    pepnet: PEPNetOptions = field(default_factory=PEPNetOptions)
-    adasparse: AdaSparseOptions = field(default_factory=AdaSparseOptions)
-    hamur: HAMUROptions = field(default_factory=HAMUROptions)
-    m3oe: M3oEOptions = field(default_factory=M3oEOptions)
-    adaptdhm: AdaptDHMOptions = field(default_factory=AdaptDHMOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parts: dict[str, Any] = field(default_factory=dict)
+    """The parts' sections that differ from their defaults, by name."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, **sections: Any) -> None:
+        """Raise `ConfigError` for a section that no part has, or of another part."""
+        given = {**sections.pop("parts", {}), **sections}
+        for name, kind in _SHARED.items():
+            object.__setattr__(self, name, given.pop(name) if name in given else kind())
+        for name, options in given.items():
+            _check_section(name, options)
+        changed = {
+            name: given[name] for name in sorted(given) if given[name] != type(given[name])()
+        }
+        object.__setattr__(self, "parts", changed)
         check_types(self)
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.adapter, self.optimizer, self.train, *self.parts.items()))
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the section of a part; `AttributeError` where no part is called so."""
+        if not name.startswith("_") and "parts" in vars(self):
+            if name in self.parts:
+                return self.parts[name]
+            if (kind := section_class(name)) is not None:
+                return kind()
+        raise AttributeError(f"a configuration has no section {name!r}")
+
+    def changed(self, **sections: Any) -> Config:
+        """Return the configuration with other sections in their place; raises what it raises."""
+        return Config(**{**vars(self), **sections})
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The sections of the parts that the configuration names, by their names."""
+        named = (
+            (BACKBONES, self.model.backbone),
+            (HEADS, self.model.head),
+            (ADAPTERS, self.adapter.adapter),
+        )
+        return {
+            section: getattr(self, section)
+            for registry, name in named
+            for section in registry.find(name).sections(name)
+        }
 
     @property
     def has_balance(self) -> bool:
@@ -360,27 +238,82 @@ class Config:
         return self.model.head == "d3" and self.d3.parts == "d3"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, tuples as lists."""
-        return json.loads(json.dumps(asdict(self)))
+        """Return plain values, tuples as lists: what all models share and the chosen parts'
+        sections in full, and of other parts those that differ from their defaults."""
+        shared = {name: getattr(self, name) for name in _SHARED}
+        sections = {**shared, **self.chosen, **self.parts}
+        return {name: _plain(section) for name, section in sections.items()}
 
     @classmethod
     def from_json(cls, value: Any) -> Config:
-        """The inverse of `to_json`; a setting that is left out has its default.
+        """Return the inverse of `to_json`; a setting that is left out has its default.
 
         Raises `ConfigError` naming a setting that is unknown, of the wrong type or out of range.
         """
-        return from_json(cls, value)
+        return cls.read_json(value, "", ConfigError)
+
+    @classmethod
+    def read_json(cls, value: Any, name: str, error: type[D3jaxError]) -> Config:
+        """Return `from_json` of a value called `name`, with refusals of the type `error`."""
+        prefix = f"{name}." if name else ""
+        sections = from_json(dict[str, Any], value, name or "the whole", error)
+        kinds = {section: _section_class(section) for section in sections}
+        for section in sorted(section for section, kind in kinds.items() if kind is None):
+            known = [*_SHARED, *section_names()]
+            raise error(
+                f"{prefix}{section} is unknown to this d3jax{did_you_mean(section, known)}; it "
+                f"knows {', '.join(sorted(known))}"
+            )
+        read = {
+            section: from_json(kinds[section], each, prefix + section, error)
+            for section, each in sections.items()
+        }
+        return cls(**read)
+
+
+_SHARED: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "adapter": AdapterConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+}
+
+
+def _section_class(name: str) -> type[Any] | None:
+    return _SHARED.get(name) or section_class(name)
+
+
+def _check_section(name: str, options: Any) -> None:
+    kind = section_class(name)
+    if kind is None:
+        known = section_names()
+        raise ConfigError(
+            f"no part has settings called {name!r}{did_you_mean(name, known)}; those that are "
+            f"known are {', '.join(known)}"
+        )
+    if type(options) is not kind:
+        raise ConfigError(f"{name} is a {type(options).__name__}; it must be a {kind.__name__}")
 
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity whose "config" has the defaults of the settings that it lacks.
+    """Return an identity whose "config" has the defaults of the settings that it lacks.
 
     An earlier d3jax wrote it without those that have come since: a new setting's default is what
     was done before there was one.
     """
-    defaults, given = Config().to_json(), identity.get("config", {})
-    sections = {name: {**defaults.get(name, {}), **given.get(name, {})} for name in defaults}
+    given = identity.get("config", {})
+    kinds = {name: _section_class(name) for name in {**_SHARED, **given}}
+    sections = {
+        name: {**_plain(kind()), **given.get(name, {})}
+        for name, kind in kinds.items()
+        if kind is not None
+    }
     return {**identity, "config": {**given, **sections}}
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """The settings of a section as JSON has them."""
+    return json.loads(json.dumps(asdict(section)))
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:

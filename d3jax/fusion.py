@@ -6,14 +6,13 @@ Equations 11-14 of Jia et al. (AAAI 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Activation
-from d3jax.config import BiasFusion, KernelFusion
 from d3jax.generation import (
     GeneratorParams,
     apply_kernels,
@@ -25,6 +24,9 @@ from d3jax.generation import (
 )
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, for_rows, mlp
 from d3jax.parameters import glorot, ones, zeros
+
+KernelFusion = Literal["multiplicative", "additive"]
+BiasFusion = Literal["multiplicative", "additive", "specific"]
 
 
 class GateParams(NamedTuple):

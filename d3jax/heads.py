@@ -7,15 +7,16 @@ the dense layers after it. Scenario towers are what such a head replaces.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from d3jax.attention import AttentionParams, declare_attention, select_features
+from d3jax.attention import AttentionParams, ValueForm, declare_attention, select_features
 from d3jax.base import (
     Activation,
     Declared,
@@ -27,10 +28,14 @@ from d3jax.base import (
     Output,
     Sizes,
 )
-from d3jax.config import D3Config
+from d3jax.checks import widths, within
+from d3jax.choice import chosen
+from d3jax.errors import ConfigError
 from d3jax.fusion import (
+    BiasFusion,
     FusedParams,
     GateParams,
+    KernelFusion,
     declare_fused,
     declare_gate,
     fused_layer,
@@ -40,6 +45,71 @@ from d3jax.generation import HiddenParams, declare_hidden, feature_hidden
 from d3jax.layers.dense import Dense, declare_mlp, dense, mlp
 from d3jax.layers.grouping import own_mlp
 from d3jax.parameters import Tree
+from d3jax.typed import check_types
+
+Parts = Literal["d1", "d2", "d3"]
+D3Form = Literal["text", "official"]
+Precision = Literal["float32", "bf16"]
+GateInput = Literal["selected", "raw"]
+
+WHOLE_WIDTH = 128
+"""Width of the layer that D3, M2M-WG and PEPNet-WG make from whole embeddings (Jia et al., 2024,
+Table 2)."""
+
+
+@dataclass(frozen=True)
+class D3Options:
+    """The D3 head. The defaults are the paper's text; the options are what others do."""
+
+    parts: Parts = "d3"
+    """d1: domain division; d2: and modelling (gate, shared weights); d3: and balance (loss)."""
+    form: D3Form = "text"
+    """text: the paper's equations; official: the authors' code, batch norms included."""
+    field_hidden: int = 64
+    """Width H of each field's own layer in the generator."""
+    width: int = 0
+    """Output width O of the generated layer; 0: 128 for plain and adi, 32 elsewhere."""
+    rank: int = 0
+    """Shared matrices that a generated kernel is mixed from; 0: one per hidden unit."""
+    precision: Precision = "float32"
+    """What a row's kernel is made and multiplied in; weights, attention and loss are float32."""
+    head_layers: tuple[int, ...] = ()
+    """Hidden layers between the generated layer and the logit."""
+    gate_layers: tuple[int, ...] = (64, 16)
+    """Hidden widths of the fusion gate."""
+    attention_value: ValueForm = "text"
+    """What attention mixes: the embeddings (text), projected values (official), or danet's form."""
+    attention_scaled: bool = False
+    """Divide the attention's logits by the square root of the embedding width."""
+    gate_input: GateInput = "selected"
+    """What the gate reads: the attention's output, or the embeddings."""
+    kernel_fusion: KernelFusion = "multiplicative"
+    """How the row's kernel and the shared one are fused."""
+    bias_fusion: BiasFusion = "multiplicative"
+    """How biases are fused; specific: the row's own bias alone."""
+    outer_activation: bool = True
+    """Apply the activation around the generator's residual sum, as Eq. 10 prints it."""
+    layer_activation: bool = True
+    """Apply the activation to the generated layer's output (Eq. 14)."""
+    separate_bias: bool = False
+    """Generate biases from a hidden vector of their own instead of the kernels'."""
+    detach_generator: bool = False
+    """Stop the gradient from the generator into attention and embeddings."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.precision == "bf16" and self.form == "official":
+            raise ConfigError("the official form is float32 throughout; use --form text for bf16")
+        within("field_hidden", self.field_hidden, 1, 65536)
+        within("rank", self.rank, 0, 65536)
+        within("width", self.width, 0, 65536)
+        widths("head_layers", self.head_layers)
+        widths("gate_layers", self.gate_layers)
+
+    @property
+    def outputs(self) -> int:
+        """O, also where `width` leaves it open."""
+        return self.width or 32
 
 
 class D3Params(NamedTuple):
@@ -60,7 +130,7 @@ class GeneratedHeadParams(NamedTuple):
     tail: Tree
 
 
-def d3_generator(config: D3Config) -> Generator:
+def d3_generator(config: D3Options) -> Generator:
     """Domain division and modelling: layers from the fields that attention selects (Eq. 6-13)."""
     shared = config.parts != "d1"
     dtype = jnp.bfloat16 if config.precision == "bf16" else jnp.float32
@@ -72,7 +142,7 @@ def d3_generator(config: D3Config) -> Generator:
             shared=shared,
             kernel_fusion=config.kernel_fusion,
             bias_fusion=config.bias_fusion,
-            rank=config.generator_rank,
+            rank=config.rank,
         )
         hidden = declare_hidden(sizes.num_fields, sizes.embedding_dim, config.field_hidden)
         return D3Params(
@@ -149,11 +219,13 @@ def generated(
     return Head(declare, apply)
 
 
-def d3(config: D3Config, tail: Head | None = None) -> Head:
-    """The D3 head: one generated layer over the backbone's representation (Eq. 6-14).
+def d3(options: D3Options | None = None, tail: Head | None = None, **settings: Any) -> Head:
+    """Return the D3 head: one generated layer over the backbone's representation (Eq. 6-14).
 
-    `tail` reads the layer; by default dense layers that are the same for all rows.
+    `tail` reads the layer; by default dense layers that are the same for all rows. Settings are
+    those of `D3Options`. Raises `ConfigError` for one that there isn't, and for the official form.
     """
+    config = chosen(D3Options, options, settings)
     activation = jax.nn.relu if config.layer_activation else _identity
     rest = dense_head(config.head_layers) if tail is None else tail
     return generated(d3_generator(config), config.outputs, rest, activation)

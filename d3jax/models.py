@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float
 
-from d3jax.backbones import build_backbone
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
-from d3jax.config import Config, ModelConfig
+from d3jax.config import ModelConfig
 from d3jax.embedding import LARGE_TABLE, declare_embedding, pool
 from d3jax.layers.dense import dropout
 from d3jax.parameters import REPLICATED, SHARDED, Tree
-
-
-def build_model(schema: Schema, config: Config) -> Model:
-    """The model that the configuration names, for rows of `schema`.
-
-    Raises `ConfigError`, with the reason, for a backbone and head that don't go together.
-    """
-    return assemble(schema, build_backbone(schema, config), config.model)
 
 
 def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:

@@ -12,8 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from d3jax.base import EVALUATION, Generated, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import GeneratedHeadParams, d3, d3_generator
+from d3jax.heads import D3Options, GeneratedHeadParams, d3, d3_generator
 from d3jax.parameters import Tree, initialize, named_leaves
 
 
@@ -62,9 +61,9 @@ class D3Layer(Declared):
         embedding_dim: int,
         *,
         rngs: nnx.Rngs,
-        config: D3Config | None = None,
+        config: D3Options | None = None,
     ) -> None:
-        self._generator = d3_generator(config or D3Config())
+        self._generator = d3_generator(config or D3Options())
         sizes = Sizes(num_fields, embedding_dim, num_scenarios=1)
         super().__init__(self._generator.declare(sizes, [(inputs, outputs)]), rngs)
 
@@ -87,9 +86,9 @@ class D3Head(Declared):
         embedding_dim: int,
         *,
         rngs: nnx.Rngs,
-        config: D3Config | None = None,
+        config: D3Options | None = None,
     ) -> None:
-        self._head = d3(config or D3Config())
+        self._head = d3(config or D3Options())
         declared = self._head.declare(Sizes(num_fields, embedding_dim, 1), inputs)
         super().__init__(declared.params, rngs)
 

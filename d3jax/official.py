@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float
 
 from d3jax.attention import AttentionParams, declare_attention, select_features
 from d3jax.base import Declared, Head, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
 from d3jax.generation import (
     GeneratorParams,
     HiddenParams,
@@ -25,6 +24,7 @@ from d3jax.generation import (
     field_hidden,
     mix_kernels,
 )
+from d3jax.heads import D3Options
 from d3jax.layers.dense import Dense, declare_dense, dense
 from d3jax.layers.normalization import BatchNorm, Moments, batch_norm, declare_batch_norm
 from d3jax.layers.normalized import NormalizedLayer, normalized_layer
@@ -59,7 +59,7 @@ class OfficialState(NamedTuple):
     tail: tuple[Moments, ...]
 
 
-def d3_official(config: D3Config) -> Head:
+def d3_official(config: D3Options) -> Head:
     """The released head; of `config` it reads parts, widths, scaling and detachment."""
 
     def declare(sizes: Sizes, width: int) -> Declared:

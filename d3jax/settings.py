@@ -1,39 +1,18 @@
-"""The settings of a run as flags, which several verbs take."""
+"""The settings of a run as flags: those that all models share, and those of the chosen parts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from d3jax.config import (
-    AdapterConfig,
-    BalanceConfig,
-    Config,
-    D3Config,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.errors import ConfigError
-from d3jax.options import (
-    AdaptDHMOptions,
-    AdaSparseOptions,
-    ADIOptions,
-    HAMUROptions,
-    M2MOptions,
-    M3oEOptions,
-    MMoEOptions,
-    PEPNetOptions,
-    PLEOptions,
-    SARNetOptions,
-    STAROptions,
-)
 from d3jax.presets import PRESETS, read_preset, written_by_hand
-from d3jax.reads import idle, refuse_idle
+from d3jax.reads import BARE, idle, refuse_idle
 from d3jax.verb import Verb
 
 PresetName = Literal["best", "synthetic", "movielens", "text", "official"]
@@ -41,25 +20,16 @@ PresetName = Literal["best", "synthetic", "movielens", "text", "official"]
 
 @dataclass(frozen=True)
 class Settings(Verb):
-    """The settings of a run, which several verbs take as flags."""
+    """The settings of a run, which several verbs take as flags.
+
+    A call has a subclass of its own, whose further fields are the sections of the parts that the
+    call chooses (`with_flags`).
+    """
 
     model: tyro.conf.OmitArgPrefixes[ModelConfig]
-    d3: tyro.conf.OmitArgPrefixes[D3Config]
-    balance: tyro.conf.OmitArgPrefixes[BalanceConfig]
     adapter: tyro.conf.OmitArgPrefixes[AdapterConfig]
     optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig]
     train: tyro.conf.OmitArgPrefixes[TrainConfig]
-    mmoe: MMoEOptions
-    m2m: M2MOptions
-    adi: ADIOptions
-    star: STAROptions
-    sar_net: SARNetOptions
-    ple: PLEOptions
-    pepnet: PEPNetOptions
-    adasparse: AdaSparseOptions
-    hamur: HAMUROptions
-    m3oe: M3oEOptions
-    adaptdhm: AdaptDHMOptions
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME")] = None
     """best, synthetic, movielens, text or official: the configuration that the flags below change.
     Without one, train has best for your data and synthetic for its own; the others have text."""
@@ -68,18 +38,56 @@ class Settings(Verb):
     compile_cache: bool = True
     """Keep compiled programs in the user's cache directory for the next start."""
 
+    before: ClassVar[Config | None] = None
+    """The configuration that the flags change."""
+    sections: ClassVar[tuple[str, ...]] = ()
+    """The parts' sections that are flags."""
+
     def chosen(self) -> Config:
-        """The configuration: the preset with the flags' changes."""
-        return Config(**{section: vars(self)[section] for section in vars(Config())})
+        """Return the configuration: the preset with the flags' changes."""
+        parts = {name: getattr(self, name) for name in self.sections}
+        kept = {} if self.before is None else self.before.parts
+        return Config(
+            model=self.model,
+            adapter=self.adapter,
+            optimizer=self.optimizer,
+            train=self.train,
+            **{**kept, **parts},
+        )
 
     def trained(self, config: Config) -> Sequence[Config]:
-        """The configurations that the verb trains when this one is chosen."""
+        """Return the configurations that the verb trains when this one is chosen."""
         return (config,)
+
+    @classmethod
+    def named(cls, config: Config, arguments: Sequence[str]) -> Sequence[Config]:
+        """Return the configurations whose parts' sections are flags of a call."""
+        return (named_parts(config, arguments),)
 
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Any:
         """Return the preset that the arguments name, the paper's text when they name none."""
-        return cls(**vars(preset_of(arguments, "text")))
+        return cls.with_flags(preset_of(arguments, "text"), arguments)
+
+    @classmethod
+    def with_flags(cls, config: Config, arguments: Sequence[str]) -> Any:
+        """Return a configuration as a verb that has the flags of the parts that a call chooses.
+
+        Raises `ConfigError` for a name that no part has.
+        """
+        sections: dict[str, Any] = {}
+        for each in cls.named(config, arguments):
+            sections |= {name: getattr(config, name) for name in each.chosen}
+        kind = make_dataclass(
+            cls.__name__,
+            [(name, _flags(name, each), field(default=each)) for name, each in sections.items()],
+            bases=(cls,),
+            namespace={"before": config, "sections": tuple(sections)},
+            frozen=True,
+        )
+        kind.__doc__, kind.__module__ = cls.__doc__, cls.__module__
+        shared = {name: part for name, part in vars(config).items() if name != "parts"}
+        return kind(**shared)
 
     def check(self, default: Settings) -> None:
         """Raise `ConfigError` for a flag, or a setting in a file by hand, that nothing reads."""
@@ -92,23 +100,55 @@ class Settings(Verb):
             refuse_idle(preset, left, f"{self.config}: ")
 
 
+def _flags(name: str, section: Any) -> Any:
+    """The type of a section's field; the flags of some have no prefix."""
+    kind = type(section)
+    return Annotated[kind, tyro.conf.OmitArgPrefixes] if name in BARE else kind
+
+
+def named_parts(config: Config, arguments: Sequence[str]) -> Config:
+    """Return the configuration with the backbone, head and adapter that the arguments name.
+
+    Raises `ConfigError` for a name that no part has.
+    """
+    backbones, heads, adapters = (
+        values(flag, arguments) for flag in ("--backbone", "--head", "--adapter")
+    )
+    model = replace(
+        config.model,
+        backbone=_last(backbones, config.model.backbone),
+        head=_last(heads, config.model.head),
+    )
+    adapter = config.adapter
+    if adapters:
+        # GradNorm goes with one aggregation only, which may be named after it.
+        adapter = AdapterConfig(adapters[-1], "scenario_sum")
+    return replace(config, model=model, adapter=adapter)
+
+
+def _last(found: Sequence[str], default: str) -> str:
+    return found[-1] if found else default
+
+
 def preset_of(arguments: Sequence[str], default: PresetName) -> Config:
-    """The configuration that `--preset` or `--config` names, before the flags that change it.
+    """Return the configuration that `--preset` or `--config` names, before the flags change it.
 
     Raises `ConfigError` for both at once, and for a file that is no preset.
     """
-    names, files = _values("--preset", arguments), _values("--config", arguments)
+    names, files = values("--preset", arguments), values("--config", arguments)
     if names and files:
         raise ConfigError("--preset and --config both give all settings; use one of them")
     if files:
         return read_preset(Path(files[-1]))
-    return PRESETS.get(names[-1] if names else default, PRESETS["text"])
+    name = names[-1] if names else default
+    return PRESETS[name if name in PRESETS else "text"]
 
 
-def _values(flag: str, arguments: Sequence[str]) -> list[str]:
-    """What follows a flag, as `--flag value` or `--flag=value`."""
+def values(flag: str, arguments: Iterable[str]) -> list[str]:
+    """Return the texts that follow a flag, as `--flag value` or `--flag=value`."""
+    texts = list(arguments)
     return [
         value.removeprefix(f"{flag}=")
-        for before, value in zip(("", *arguments), arguments, strict=False)
+        for before, value in zip(("", *texts), texts, strict=False)
         if before == flag or value.startswith(f"{flag}=")
     ]

@@ -41,7 +41,8 @@ def from_json(kind: Any, value: Any, name: str = "", error: type[D3jaxError] = C
     """What `kind` is of a JSON value; a field of a dataclass that it lacks has its default.
 
     Raises `error` naming the first field, by its path from `name` on, that is unknown, missing or
-    of another type, with its value and what it must be. What a dataclass raises passes through.
+    of another type, with its value and what it must be. What a dataclass raises passes through. A
+    class that has `read_json(value, name, error)` reads itself.
     """
     return _read(kind, value, name, error)
 
@@ -58,6 +59,8 @@ def check_types(settings: Any, prefix: str = "") -> None:
 def _read(kind: Any, value: Any, name: str, error: type[D3jaxError]) -> Any:
     if isinstance(value, list | dict):
         kind = next((each for each in _alternatives(kind) if _is_made_of(each, value)), kind)
+    if hasattr(kind, "read_json"):
+        return kind.read_json(value, name, error)
     if is_dataclass(kind):
         return _read_dataclass(kind, value, name, error)
     if get_origin(kind) is tuple and isinstance(value, list):

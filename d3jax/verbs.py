@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -43,13 +43,13 @@ class Train(Settings):
     """The processes that train together."""
 
     @classmethod
-    def default(cls, arguments: Sequence[str]) -> Train:
+    def default(cls, arguments: Sequence[str]) -> Any:
         """Return the preset that is named; else `best` for data of one's own."""
-        synthetic = cls(**vars(preset_of(arguments, "synthetic")))
-        guess = parse_quietly(cls, synthetic, arguments)
+        synthetic = cls.with_flags(preset_of(arguments, "synthetic"), arguments)
+        guess = parse_quietly(type(synthetic), synthetic, arguments)
         if guess is None or guess.prepared is None:
             return synthetic
-        return cls(**vars(preset_of(arguments, "best")))
+        return cls.with_flags(preset_of(arguments, "best"), arguments)
 
     def run(self, console: Console) -> None:
         """Trains, or goes on."""

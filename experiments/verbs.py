@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from d3jax.config import BackboneName, Config
+from d3jax.config import Config
 from d3jax.console.terminal import Console
 from d3jax.errors import ConfigError
 from d3jax.presets import read_preset, written_by_hand
 from d3jax.reads import idle, refuse_idle
-from d3jax.settings import Settings, preset_of
+from d3jax.registry import BACKBONES
+from d3jax.settings import Settings, preset_of, values
 from d3jax.verb import Verb
 from experiments.compare.tables import BACKBONE, Method, find_table, preset_path
 
@@ -38,7 +39,7 @@ class Compare(Settings):
     open: what the paper leaves open."""
     figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
     """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
-    on: BackboneName = BACKBONE
+    on: str = BACKBONE
     """The backbone of tables 2 and 3 and of the figures."""
     seeds: int = 5
     """Runs of each method, with seeds 0, 1 and so on."""
@@ -51,8 +52,13 @@ class Compare(Settings):
     keep: bool = False
     """Keep the checkpoints of finished cells, to inspect them."""
 
+    @classmethod
+    def named(cls, config: Config, arguments: Sequence[str]) -> Sequence[Config]:
+        """Return the methods of the table that the arguments name."""
+        return _methods_named(config, arguments) or super().named(config, arguments)
+
     def trained(self, config: Config) -> Sequence[Config]:
-        """The methods of the table that have no preset of their own."""
+        """Return the methods of the table that have no preset of their own."""
         shared = [each for each, path in self._methods() if path is None]
         return [method.configure(config, 0) for method in shared]
 
@@ -130,11 +136,16 @@ class Search(Settings):
     """The preset file to write, for --config; the trials are in a .db file beside it."""
     table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open")] = None
     """Search for each method of that table; --out is then a folder, for compare --configs."""
-    on: BackboneName = BACKBONE
+    on: str = BACKBONE
     """The backbone of tables 2 and 3."""
 
+    @classmethod
+    def named(cls, config: Config, arguments: Sequence[str]) -> Sequence[Config]:
+        """Return the methods of the table, if there is one."""
+        return _methods_named(config, arguments) or super().named(config, arguments)
+
     def trained(self, config: Config) -> Sequence[Config]:
-        """The methods of the table, if there is one."""
+        """Return the methods of the table, if there is one."""
         if self.table is None:
             return (config,)
         methods = find_table(self.table, None, self.on, None).methods
@@ -175,9 +186,9 @@ class Chaos(Settings):
     """The folder to make for all runs and their logs; runs/chaos when not given."""
 
     @classmethod
-    def default(cls, arguments: Sequence[str]) -> Chaos:
+    def default(cls, arguments: Sequence[str]) -> Any:
         """Return the preset that is named, saved often; the synthetic one's when none is."""
-        return cls(**vars(_saved_often(preset_of(arguments, "synthetic"))))
+        return cls.with_flags(_saved_often(preset_of(arguments, "synthetic")), arguments)
 
     def run(self, console: Console) -> None:
         """Prints each kill, and whether anything came out differently."""
@@ -186,6 +197,21 @@ class Chaos(Settings):
 
         out = fresh_directory(Path("runs"), "chaos") if self.out is None else self.out
         chaos(Plan(self.prepared, self.chosen(), self.kills, out), console)
+
+
+def _methods_named(config: Config, arguments: Sequence[str]) -> list[Config]:
+    """The methods of the table or figure that the arguments name; none where they don't."""
+    on = [name for name in values("--on", arguments) if name in BACKBONES.names()] or [BACKBONE]
+    tables = [text for text in values("--table", arguments) if text in ("1", "2", "3", "open")]
+    figures = [text for text in values("--figure", arguments) if text in ("3", "4")]
+    if not tables and not figures:
+        return []
+    table: int | str | None = None
+    if tables:
+        table = "open" if tables[-1] == "open" else int(tables[-1])
+    figure = int(figures[-1]) if figures and not tables else None
+    methods = find_table(table, figure, BACKBONE if table == 1 else on[-1], None).methods
+    return [method.configure(config, 0) for method in methods]
 
 
 def _saved_often(config: Config) -> Config:

@@ -16,10 +16,11 @@ from d3jax.backbones import BACKBONES, refusal
 from d3jax.balance import weighted_loss
 from d3jax.base import EVALUATION, Mode, Model
 from d3jax.batch import Batch, Field, Schema
-from d3jax.config import AdapterConfig, Config, D3Config, ModelConfig, OptimizerConfig
+from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig
 from d3jax.errors import ConfigError, DataError
-from d3jax.models import build_model
+from d3jax.heads import D3Options
 from d3jax.parameters import initialize, named_leaves
+from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy
@@ -45,7 +46,7 @@ def config_of(backbone: str, head: str, parts: str) -> Config:
         model=ModelConfig(
             backbone, head, 4, embedding_init="normal", embedding_scale=0.5, bottom_layers=(8, 6)
         ),
-        d3=D3Config(parts=parts, field_hidden=3, width=5, gate_layers=(6, 4)),
+        d3=D3Options(parts=parts, field_hidden=3, width=5, gate_layers=(6, 4)),
         balance=dataclasses.replace(base.balance, start_ratio=0.0),
         train=dataclasses.replace(base.train, batch_size=ROWS),
     )

@@ -9,6 +9,7 @@ near 1. The last layer is the head's. The scenario is known through the row's fi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,9 +20,37 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_blocks
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
+from d3jax.heads import dense_head
 from d3jax.layers.grouping import collect, group_rows, spread
-from d3jax.options import AdaptDHMOptions
 from d3jax.parameters import Tree, declare_array, normal
+from d3jax.registry import Part
+from d3jax.typed import check_types
+
+
+@dataclass(frozen=True)
+class AdaptDHMOptions:
+    """AdaptDHM, distribution routing."""
+
+    clusters: int = 3
+    """Number of clusters."""
+    layers: tuple[int, ...] = (128, 64)
+    """Widths of the clusters' networks."""
+    rounds: int = 3
+    """Moves of the centres in a training step."""
+    decay: float = 0.9
+    """Beta, the share of a centre that a move keeps."""
+    sharpness: float = 10.0
+    """Factor on the cosines before the softmax; at 1 the centres drift into one."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "adaptdhm.")
+        within("adaptdhm.clusters", self.clusters, 1, 4096)
+        widths("adaptdhm.layers", self.layers, empty=False)
+        within("adaptdhm.rounds", self.rounds, 1, 4096)
+        within("adaptdhm.decay", self.decay, 0, 1000)
+        within("adaptdhm.sharpness", self.sharpness, 0, 1000)
 
 
 class AdaptDHMParams(NamedTuple):
@@ -38,12 +67,13 @@ class AdaptDHMState(NamedTuple):
     head: Tree
 
 
-def adaptdhm(head: Head, options: AdaptDHMOptions) -> Backbone:
+def adaptdhm(head: Head, options: AdaptDHMOptions | None = None, **settings: Any) -> Backbone:
     """The head reads the last layer of the network of the row's cluster.
 
     The centres are state, not parameters: they follow the embeddings in training, all rows of
     the batch on all devices together, and stand still in evaluation.
     """
+    options = chosen(AdaptDHMOptions, options, settings)
 
     def declare(sizes: Sizes) -> Declared:
         declared = head.declare(sizes, options.layers[-1])
@@ -111,3 +141,10 @@ def follow(
         moved = unit(options.decay * centres + (1 - options.decay) * mean)
         centres = jnp.where(mass > 0, moved, centres)
     return centres
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return adaptdhm(choice.head(dense_head()), choice.options)
+
+
+PART = Part(_build, AdaptDHMOptions)

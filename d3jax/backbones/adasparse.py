@@ -8,7 +8,8 @@ layer; the pruned neurons are not rewarded by a sparsity term in the loss.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,45 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
+from d3jax.heads import dense_head
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense
 from d3jax.meta import declare_scenarios
-from d3jax.options import AdaSparseOptions
 from d3jax.parameters import Tree, constant, declare_array
+from d3jax.registry import Need, Part
+from d3jax.typed import check_types
+
+Pruning = Literal["fusion", "scaling", "binary"]
+
+
+@dataclass(frozen=True)
+class AdaSparseOptions:
+    """AdaSparse."""
+
+    layers: tuple[int, ...] = (128, 64)
+    """Widths of the network whose neurons are pruned."""
+    form: Pruning = "fusion"
+    """A neuron is scaled, kept or dropped (binary), or scaled and dropped when small (fusion)."""
+    scale: float = 2.0
+    """Beta, the greatest weight of a neuron; 2 makes an undecided pruner neutral."""
+    threshold: float = 0.25
+    """Epsilon, the weight at or below which a neuron is dropped."""
+    sharpness: float = 1.0
+    """Alpha, the steepness of the pruners' sigmoid at first; scaling has none."""
+    growth: float = 1e-4
+    """What each training step adds to the steepness."""
+    sharpest: float = 5.0
+    """Where the steepness stops growing."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "adasparse.")
+        widths("adasparse.layers", self.layers, empty=False)
+        within("adasparse.scale", self.scale, 0, 1000)
+        within("adasparse.threshold", self.threshold, 0, 1000)
+        within("adasparse.sharpness", self.sharpness, 0, 1000)
+        within("adasparse.growth", self.growth, 0, 1000)
+        within("adasparse.sharpest", self.sharpest, 0, 1000)
 
 
 class AdaSparseParams(NamedTuple):
@@ -38,8 +74,9 @@ class AdaSparseState(NamedTuple):
     head: Tree
 
 
-def adasparse(head: Head, options: AdaSparseOptions) -> Backbone:
+def adasparse(head: Head, options: AdaSparseOptions | None = None, **settings: Any) -> Backbone:
     """The head reads the last layer's neurons, each weighed by its pruner."""
+    options = chosen(AdaSparseOptions, options, settings)
 
     def declare(sizes: Sizes) -> Declared:
         declared = head.declare(sizes, options.layers[-1])
@@ -103,3 +140,17 @@ def neuron_weights(
         return soft + lax.stop_gradient(kept - soft)
     weights = options.scale * soft
     return jnp.where(weights > options.threshold, weights, 0.0)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return adasparse(choice.head(dense_head()), choice.options)
+
+
+_SCALED = (Need(lambda c: c.adasparse.form != "binary", "--adasparse.form fusion or scaling"),)
+_PRUNED = (Need(lambda c: c.adasparse.form != "scaling", "--adasparse.form fusion or binary"),)
+_NEEDS = {
+    "scale": _SCALED,
+    **{name: _PRUNED for name in ("threshold", "sharpness", "growth", "sharpest")},
+}
+
+PART = Part(_build, AdaSparseOptions, needs=_NEEDS)

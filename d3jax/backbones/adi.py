@@ -6,7 +6,8 @@ on confident rows is left out, as the D3 paper doesn't describe it for its basel
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,56 @@ from jaxtyping import Array, Float
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
+from d3jax.heads import WHOLE_WIDTH
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
 from d3jax.layers.grouping import own_mlp
 from d3jax.layers.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.meta import declare_scenarios
-from d3jax.options import ADIOptions
+from d3jax.needs import OWN_HEAD, keeps_forward
 from d3jax.parameters import Tree, declare_array, glorot, ones
+from d3jax.registry import Need, Part
+from d3jax.typed import check_types
+
+Excitation = Literal["linear", "sigmoid", "2sigmoid"]
+NormPlace = Literal["input", "per_layer"]
+Mixture = Literal["softmax", "ratio"]
+Forward = Literal["own", "star"]
+Reads = Literal["adapted", "raw"]
+
+
+@dataclass(frozen=True)
+class ADIOptions:
+    """ADI, the adaptive domain interest network."""
+
+    excitation: Excitation = "linear"
+    """What the interest adaptation's weights pass through."""
+    norm: NormPlace = "input"
+    """Where scenarios are normalised on their own: the input, or also after each dense layer."""
+    layers: tuple[int, ...] = (64, 32)
+    """Widths of the shared and the scenario's own network."""
+    shared_networks: int = 1
+    """Number of shared networks."""
+    mixture: Mixture = "softmax"
+    """How shared networks are weighed; a ratio of affine functions can blow up."""
+    forward_width: int = 32
+    """Width of the scenario's forward network."""
+    forward: Forward = "own"
+    """The forward network's weights: the scenario's, or times shared ones as in STAR."""
+    head_layers: tuple[int, ...] = (64, 16)
+    """Dense layers between the forward network and the logit."""
+    d3_reads: Reads = "adapted"
+    """What D3 selects features from: adapted embeddings, or embeddings as they were looked up."""
+    keep_forward: bool = False
+    """With D3 or another generator, keep the scenario's forward network on top of its layer."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "adi.")
+        widths("adi.layers", self.layers, empty=False)
+        within("adi.shared_networks", self.shared_networks, 1, 4096)
+        within("adi.forward_width", self.forward_width, 1, 4096)
+        widths("adi.head_layers", self.head_layers)
 
 
 class ADIParams(NamedTuple):
@@ -52,8 +97,9 @@ class InterestParams(NamedTuple):
     norms: tuple[tuple[BatchNorm, BatchNorm], ...]
 
 
-def adi(head: Head, options: ADIOptions) -> Backbone:
+def adi(head: Head, options: ADIOptions | None = None, **settings: Any) -> Backbone:
     """The head reads the adapted embeddings, side by side and (D3) as fields."""
+    options = chosen(ADIOptions, options, settings)
 
     def declare(sizes: Sizes) -> Declared:
         declared = head.declare(sizes, sizes.flat)
@@ -228,3 +274,30 @@ def _fuse(
 
     own, shared = scaled(params.own_scale, own), scaled(params.shared_scale, shared)
     return jnp.concatenate([own, own * shared, shared], axis=-1)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    own = interest_networks(choice.options)
+    tail = forward_head(choice.options) if choice.options.keep_forward else None
+    return adi(choice.head(own, WHOLE_WIDTH, tail), choice.options)
+
+
+_READS_FIELDS = Need(lambda c: c.model.head in ("d3", "pepnet_wg"), "--head d3 or pepnet_wg")
+_FORWARD = Need(
+    lambda c: c.model.head == "own" or keeps_forward(c),
+    "--head own, or --adi.keep-forward under --head m2m_wg, or d3 with --form text",
+)
+_KEEPABLE = Need(
+    lambda c: c.model.head == "m2m_wg" or (c.model.head == "d3" and c.d3.form == "text"),
+    "--head m2m_wg, or d3 with --form text",
+)
+_MIXED = Need(lambda c: c.adi.shared_networks > 1, "--adi.shared-networks 2 or more")
+_NEEDS = {
+    **{name: (OWN_HEAD,) for name in ("norm", "layers", "shared_networks")},
+    "mixture": (OWN_HEAD, _MIXED),
+    **{name: (_FORWARD,) for name in ("forward_width", "forward", "head_layers")},
+    "d3_reads": (_READS_FIELDS,),
+    "keep_forward": (_KEEPABLE,),
+}
+
+PART = Part(_build, ADIOptions, needs=_NEEDS)

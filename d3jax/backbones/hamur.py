@@ -10,19 +10,50 @@ no batch norm, and G no activation; an adapter's domain norm keeps running momen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
 from d3jax.errors import ConfigError
+from d3jax.heads import towers
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
 from d3jax.layers.grouping import own_mlp
 from d3jax.layers.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
-from d3jax.options import HAMUROptions
 from d3jax.parameters import Tree
+from d3jax.registry import Need, Part
+from d3jax.typed import check_types
+
+
+@dataclass(frozen=True)
+class HAMUROptions:
+    """HAMUR, hyper-network adapters."""
+
+    layers: tuple[int, ...] = (128, 64)
+    """Widths of each scenario's network."""
+    adapters: int = 1
+    """Number of last layers that an adapter follows."""
+    adapter_width: int = 32
+    """Width of an adapter's middle."""
+    rank: int = 8
+    """Rank of an adapter's kernels."""
+    hyper_layers: tuple[int, ...] = (64,)
+    """Hidden widths of the hyper-network."""
+    shared_factors: bool = False
+    """One pair of low-rank factors for all scenarios, as in the authors' code."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "hamur.")
+        widths("hamur.layers", self.layers, empty=False)
+        within("hamur.adapters", self.adapters, 0, 4096)
+        within("hamur.adapter_width", self.adapter_width, 1, 4096)
+        within("hamur.rank", self.rank, 1, 4096)
+        widths("hamur.hyper_layers", self.hyper_layers)
 
 
 class LowRank(NamedTuple):
@@ -56,11 +87,12 @@ class HAMURState(NamedTuple):
     head: Tree
 
 
-def hamur(head: Head, options: HAMUROptions) -> Backbone:
+def hamur(head: Head, options: HAMUROptions | None = None, **settings: Any) -> Backbone:
     """The head reads the scenario's last layer after its adapter.
 
     Raises `ConfigError` when there are more adapters than layers to adapt.
     """
+    options = chosen(HAMUROptions, options, settings)
     if options.adapters > len(options.layers):
         raise ConfigError(
             f"hamur.adapters is {options.adapters}, but hamur.layers has only "
@@ -163,3 +195,13 @@ def low_rank_dense(
     narrow = select(stacked_dense(params.left, hidden), owner)
     turned = jnp.einsum("br,brq->bq", narrow, core)
     return select(stacked_dense(params.right, turned), owner)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return hamur(choice.head(towers(choice.tower_layers)), choice.options)
+
+
+_ADAPTED = (Need(lambda c: c.hamur.adapters > 0, "--hamur.adapters 1 or more"),)
+_NEEDS = {name: _ADAPTED for name in ("adapter_width", "rank", "hyper_layers", "shared_factors")}
+
+PART = Part(_build, HAMUROptions, needs=_NEEDS)

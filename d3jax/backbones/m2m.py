@@ -6,16 +6,56 @@ With D3 in its place, the meta units' layers are generated from the row's select
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Generated, Generator, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
+from d3jax.heads import d3_generator, dense_head
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, stacked_dense
-from d3jax.options import M2MOptions
+from d3jax.meta import meta_generator
+from d3jax.needs import D3_HEAD, NOT_ON_TOP, OWN_HEAD
 from d3jax.parameters import Tree, declare_array, normal
+from d3jax.registry import Part
+from d3jax.typed import check_types
+
+D3Place = Literal["site", "head"]
+
+
+@dataclass(frozen=True)
+class M2MOptions:
+    """M2M."""
+
+    experts: int = 4
+    """Number of experts."""
+    width: int = 16
+    """Output width of an expert."""
+    knowledge: int = 16
+    """Width of the scenario knowledge that weights are generated from."""
+    meta_layers: int = 1
+    """Generated layers in each meta unit, at least 1."""
+    tower_blocks: int = 1
+    """Residual blocks in the meta tower."""
+    layers: tuple[int, ...] = (64, 32)
+    """Dense layers between the meta tower and the logit."""
+    inner_activation: bool = False
+    """Apply the activation inside the tower's meta unit as well."""
+    d3_place: D3Place = "site"
+    """D3 generates each meta unit (site), or stands after a plain attention as the head."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "m2m.")
+        within("m2m.experts", self.experts, 1, 4096)
+        within("m2m.width", self.width, 1, 4096)
+        within("m2m.knowledge", self.knowledge, 1, 4096)
+        within("m2m.meta_layers", self.meta_layers, 1, 4096)
+        within("m2m.tower_blocks", self.tower_blocks, 1, 4096)
+        widths("m2m.layers", self.layers)
 
 
 class M2MParams(NamedTuple):
@@ -38,8 +78,9 @@ class M2MHeadParams(NamedTuple):
     head: Tree
 
 
-def m2m(generator: Generator, options: M2MOptions) -> Backbone:
+def m2m(generator: Generator, options: M2MOptions | None = None, **settings: Any) -> Backbone:
     """Meta attention over the experts, then the meta tower; `generator` makes their layers."""
+    options = chosen(M2MOptions, options, settings)
     width, depth = options.width, options.meta_layers
 
     def declare(sizes: Sizes) -> Declared:
@@ -115,3 +156,23 @@ def m2m_head(head: Head, options: M2MOptions) -> Backbone:
         return head.apply(params.head, state, mixed, inputs, mode)
 
     return Backbone(declare, apply)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    if choice.head_name == "own":
+        return m2m(meta_generator(choice.options.knowledge), choice.options)
+    if choice.options.d3_place == "site":
+        return m2m(d3_generator(choice.d3), choice.options)
+    return m2m_head(choice.head(dense_head()), choice.options)
+
+
+_NEEDS = {
+    "knowledge": (OWN_HEAD,),
+    **{
+        name: (NOT_ON_TOP,)
+        for name in ("meta_layers", "tower_blocks", "layers", "inner_activation")
+    },
+    "d3_place": (D3_HEAD,),
+}
+
+PART = Part(_build, M2MOptions, needs=_NEEDS)

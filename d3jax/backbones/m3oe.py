@@ -9,7 +9,8 @@ factors of the first layer start near 1 instead of as a second Glorot draw.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,34 @@ from jaxtyping import Array, Float, Int
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
+from d3jax.heads import towers
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, select, stacked_dense
-from d3jax.options import M3oEOptions
 from d3jax.parameters import Tree, declare_array
+from d3jax.registry import Part
+from d3jax.typed import check_types
+
+
+@dataclass(frozen=True)
+class M3oEOptions:
+    """M3oE."""
+
+    star_width: int = 128
+    """Width of the first layer, shared times scenario's weights."""
+    width: int = 64
+    """Width of what the experts read."""
+    experts: int = 4
+    """Experts that all scenarios share."""
+    layers: tuple[int, ...] = (64,)
+    """Widths of an expert."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "m3oe.")
+        within("m3oe.star_width", self.star_width, 1, 4096)
+        within("m3oe.width", self.width, 1, 4096)
+        within("m3oe.experts", self.experts, 1, 4096)
+        widths("m3oe.layers", self.layers, empty=False)
 
 
 class ExtractorParams(NamedTuple):
@@ -52,12 +78,13 @@ class M3oEParams(NamedTuple):
     head: Tree
 
 
-def m3oe(head: Head, options: M3oEOptions) -> Backbone:
+def m3oe(head: Head, options: M3oEOptions | None = None, **settings: Any) -> Backbone:
     """The head reads the fused experts.
 
     A domain's expert also serves the others, so it learns from every row; the factors of the
     first layer and the gate of a scenario that no row belongs to get no gradient.
     """
+    options = chosen(M3oEOptions, options, settings)
 
     def declare(sizes: Sizes) -> Declared:
         declared = head.declare(sizes, options.layers[-1])
@@ -130,3 +157,10 @@ def stacked_mlp(layers: tuple[Dense, ...], hidden: Float[Array, "B I"]) -> Float
     for layer in layers:
         hidden = jax.nn.relu(stacked_dense(layer, hidden))
     return hidden
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return m3oe(choice.head(towers(choice.tower_layers)), choice.options)
+
+
+PART = Part(_build, M3oEOptions)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
+from d3jax.heads import towers
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, select, stacked_dense
-from d3jax.options import MMoEOptions
 from d3jax.parameters import Tree
+from d3jax.registry import Part
+from d3jax.typed import check_types
+
+
+@dataclass(frozen=True)
+class MMoEOptions:
+    """Multi-gate Mixture-of-Experts."""
+
+    experts: int = 4
+    """Number of experts."""
+    layers: tuple[int, ...] = (64,)
+    """Widths of an expert."""
+    one_gate: bool = False
+    """One gate for all scenarios instead of one each."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "mmoe.")
+        within("mmoe.experts", self.experts, 1, 4096)
+        widths("mmoe.layers", self.layers, empty=False)
 
 
 class MMoEParams(NamedTuple):
@@ -22,8 +44,9 @@ class MMoEParams(NamedTuple):
     head: Tree
 
 
-def mmoe(head: Head, options: MMoEOptions) -> Backbone:
+def mmoe(head: Head, options: MMoEOptions | None = None, **settings: Any) -> Backbone:
     """The head reads the row's mixture of experts."""
+    options = chosen(MMoEOptions, options, settings)
 
     def declare(sizes: Sizes) -> Declared:
         declared = head.declare(sizes, options.layers[-1])
@@ -50,3 +73,10 @@ def mixture(params: MMoEParams, inputs: Inputs) -> Float[Array, "B W"]:
     shared = params.gates.kernel.shape[0] == 1
     own = scores[:, 0] if shared else select(scores, inputs.scenario)
     return jnp.einsum("be,bew->bw", jax.nn.softmax(own), experts)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return mmoe(choice.head(towers(choice.tower_layers)), choice.options)
+
+
+PART = Part(_build, MMoEOptions)

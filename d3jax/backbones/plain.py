@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.choice import BackboneChoice
+from d3jax.heads import WHOLE_WIDTH, dense_head
 from d3jax.parameters import Tree
+from d3jax.registry import Part
 
 
 def plain(head: Head) -> Backbone:
@@ -16,3 +19,10 @@ def plain(head: Head) -> Backbone:
         return head.apply(params, state, inputs.flat, inputs, mode)
 
     return Backbone(declare, apply)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return plain(choice.head(dense_head(choice.bottom_layers), WHOLE_WIDTH))
+
+
+PART = Part(_build)

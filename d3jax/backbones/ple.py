@@ -6,16 +6,42 @@ Personalized Recommendations" (RecSys 2020), with a scenario where the paper has
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
+from d3jax.heads import towers
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, select, stacked_dense
-from d3jax.options import PLEOptions
 from d3jax.parameters import Tree
+from d3jax.registry import Part
+from d3jax.typed import check_types
+
+
+@dataclass(frozen=True)
+class PLEOptions:
+    """Progressive layered extraction."""
+
+    levels: int = 2
+    """Levels of experts."""
+    own_experts: int = 2
+    """Experts of each scenario in a level."""
+    shared_experts: int = 2
+    """Experts in a level that all scenarios share."""
+    layers: tuple[int, ...] = (64,)
+    """Widths of an expert."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "ple.")
+        within("ple.levels", self.levels, 1, 4096)
+        within("ple.own_experts", self.own_experts, 1, 4096)
+        within("ple.shared_experts", self.shared_experts, 1, 4096)
+        widths("ple.layers", self.layers, empty=False)
 
 
 class LevelParams(NamedTuple):
@@ -42,12 +68,13 @@ class Paths(NamedTuple):
     shared: Float[Array, "B I"]
 
 
-def ple(head: Head, options: PLEOptions) -> Backbone:
+def ple(head: Head, options: PLEOptions | None = None, **settings: Any) -> Backbone:
     """The head reads what the last level extracted for the row's scenario.
 
     The shared path mixes every scenario's experts, so a scenario without rows in a batch still
     learns through its experts below the last level; its gates and its last experts don't.
     """
+    options = chosen(PLEOptions, options, settings)
 
     def declare(sizes: Sizes) -> Declared:
         declared = head.declare(sizes, options.layers[-1])
@@ -109,3 +136,10 @@ def expert_outputs(
     for layer in experts:
         hidden = jax.nn.relu(stacked_dense(layer, hidden))
     return hidden
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return ple(choice.head(towers(choice.tower_layers)), choice.options)
+
+
+PART = Part(_build, PLEOptions)

@@ -8,7 +8,8 @@ record of manual promotion: its attention over scenarios and its fairness coeffi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from d3jax.backbones.star import StarDense, declare_star_dense, star_dense
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
 from d3jax.fusion import GateParams, declare_gate, fusion_gate
 from d3jax.heads import dense_head
 from d3jax.layers.dense import Dense, declare_dense, dense, select, stacked_dense
@@ -27,8 +30,42 @@ from d3jax.layers.normalization import (
     declare_batch_norm,
     scenario_batch_norm,
 )
-from d3jax.options import SARNetOptions
+from d3jax.needs import D3_HEAD
 from d3jax.parameters import Tree, declare_array, ones
+from d3jax.registry import Part
+from d3jax.typed import check_types
+
+Expert = Literal["relu", "bn_linear"]
+GatePlace = Literal["group", "transform"]
+
+
+@dataclass(frozen=True)
+class SARNetOptions:
+    """SAR-Net."""
+
+    shared_experts: int = 8
+    """Experts that all scenarios share."""
+    own_experts: int = 2
+    """Experts of each scenario."""
+    width: int = 16
+    """Output width of an expert."""
+    expert: Expert = "relu"
+    """An expert is dense and rectifier, or batch norm (one for each group) and dense."""
+    scenario_gate: bool = False
+    """A mixture gate per scenario instead of one for all."""
+    layers: tuple[int, ...] = (32, 32)
+    """Dense layers between the mixture and the logit."""
+    d3_place: GatePlace = "group"
+    """With D3, the gate weighs own against shared experts (group), or the two kernels of a
+    star-shaped scenario transform (Eq. 13), which then replaces the plain one."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "sar_net.")
+        within("sar_net.shared_experts", self.shared_experts, 1, 4096)
+        within("sar_net.own_experts", self.own_experts, 1, 4096)
+        within("sar_net.width", self.width, 1, 4096)
+        widths("sar_net.layers", self.layers)
+
 
 TRANSFORM_WIDTH = 64
 """Output width of the scenario transform where it is a star-shaped layer."""
@@ -73,12 +110,17 @@ class SARNetParams(NamedTuple):
     gate: GateParams | None
 
 
-def sar_net(options: SARNetOptions, gate_layers: Sequence[int] | None) -> Backbone:
+def sar_net(
+    gate_layers: Sequence[int] | None = None,
+    options: SARNetOptions | None = None,
+    **settings: Any,
+) -> Backbone:
     """Scenario transform, mixture of experts, and dense layers to the logit.
 
     With `gate_layers` (None: plain SAR-Net) D3's gate reads the embeddings and weighs own against
     shared experts, or the two kernels of a star-shaped transform (`options.d3_place`).
     """
+    options = chosen(SARNetOptions, options, settings)
     head = dense_head(options.layers)
     star_shaped = gate_layers is not None and options.d3_place == "transform"
 
@@ -188,3 +230,12 @@ def mixture(
     if gate is not None:
         own, shared = gate[:, :1, None] * own, gate[:, 1:, None] * shared
     return jnp.einsum("be,bew->bw", weights, jnp.concatenate([shared, own], axis=1))
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return sar_net(choice.gate_layers, choice.options)
+
+
+_NEEDS = {"d3_place": (D3_HEAD,)}
+
+PART = Part(_build, SARNetOptions, needs=_NEEDS)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from d3jax.base import Backbone, Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.choice import BackboneChoice
+from d3jax.heads import towers
 from d3jax.layers.dense import Dense, declare_mlp, mlp
 from d3jax.parameters import Tree
+from d3jax.registry import Part
 
 
 class SharedBottomParams(NamedTuple):
@@ -32,3 +35,10 @@ def shared_bottom(head: Head, layers: Sequence[int] = (128, 64)) -> Backbone:
         return head.apply(params.head, state, hidden, inputs, mode)
 
     return Backbone(declare, apply)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return shared_bottom(choice.head(towers(choice.tower_layers)), choice.bottom_layers)
+
+
+PART = Part(_build)

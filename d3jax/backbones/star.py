@@ -7,22 +7,54 @@ Prediction" (CIKM 2021). D3's gate weighs the two factors (Jia et al., AAAI 2024
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Output, Sizes
+from d3jax.checks import widths, within
+from d3jax.choice import BackboneChoice, chosen
 from d3jax.fusion import GateParams, declare_gate, fusion_gate
 from d3jax.heads import dense_head
 from d3jax.layers.dense import Dense
 from d3jax.layers.grouping import Groups, collect, group_rows, own_dense, owned, spread
 from d3jax.layers.normalization import BatchNorm, Moments, block_batch_norm, declare_batch_norm
 from d3jax.meta import declare_scenarios
-from d3jax.options import STAROptions
+from d3jax.needs import D3_HEAD
 from d3jax.parameters import Tree, declare_array, glorot, normal
+from d3jax.registry import Part
+from d3jax.typed import check_types
+
+ScenarioInit = Literal["ones", "glorot"]
+GateDepth = Literal["all", "first"]
+
+
+@dataclass(frozen=True)
+class STAROptions:
+    """STAR, the star topology adaptive recommender."""
+
+    layers: tuple[int, ...] = (128, 64, 32)
+    """Hidden widths of the star-shaped network."""
+    auxiliary: tuple[int, ...] = (32,)
+    """Hidden widths of the auxiliary network."""
+    scenario_init: ScenarioInit = "ones"
+    """How scenario weights start: near 1, so the product starts as the shared weights, or drawn."""
+    gate_bias: bool = False
+    """With D3, the biases are gated as well: g0 of the scenario's plus g1 of the shared one."""
+    gate_depth: GateDepth = "all"
+    """With D3, the layers that the gate acts on."""
+    gate_scale: float = 1.0
+    """With D3, a factor on the gated product; 4 makes an even gate neutral."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "star.")
+        widths("star.layers", self.layers)
+        widths("star.auxiliary", self.auxiliary)
+        within("star.gate_scale", self.gate_scale, 0, 1000)
 
 
 class PartitionedNorm(NamedTuple):
@@ -51,12 +83,17 @@ class STARParams(NamedTuple):
     gate: GateParams | None
 
 
-def star(options: STAROptions, gate_layers: Sequence[int] | None) -> Backbone:
+def star(
+    gate_layers: Sequence[int] | None = None,
+    options: STAROptions | None = None,
+    **settings: Any,
+) -> Backbone:
     """The logit of the star-shaped network plus that of an auxiliary network for all scenarios.
 
     With `gate_layers` (None: plain STAR) D3's gate reads the embeddings and weighs each row's
     star-shaped layers; the auxiliary network stays as it is.
     """
+    options = chosen(STAROptions, options, settings)
     auxiliary = dense_head(options.auxiliary)
 
     def declare(sizes: Sizes) -> Declared:
@@ -189,3 +226,12 @@ def star_network(
             gate_bias=options.gate_bias,
         )
     return blocks.squeeze(-1)
+
+
+def _build(choice: BackboneChoice) -> Backbone:
+    return star(choice.gate_layers, choice.options)
+
+
+_NEEDS = {name: (D3_HEAD,) for name in ("gate_bias", "gate_depth", "gate_scale")}
+
+PART = Part(_build, STAROptions, needs=_NEEDS)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
+from d3jax.reads import flag_of
+from d3jax.registry import REGISTRIES
 from d3jax.verb import HELP
 
 
@@ -35,15 +37,47 @@ def check_names(arguments: Sequence[str], verbs: Mapping[str, Any]) -> None:
 
 def _check_flags(command: str, arguments: Sequence[str], kind: Any) -> None:
     known = flags_of(kind)
+    trains = hasattr(kind, "with_flags")
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag == "--":
             return
         if flag.startswith("--") and flag not in known and flag not in HELP:
+            others = flags_of_parts() if trains else {}
+            if flag in others:
+                raise ConfigError(
+                    f"{flag} ({others[flag].setting}) is given, but nothing here reads it; use "
+                    f"{others[flag].cure}, or leave it out"
+                )
+            near = did_you_mean(flag, [*known, *others])
             raise ConfigError(
-                f"{command} has no {argument.partition('=')[0]}{did_you_mean(flag, known)}; "
+                f"{command} has no {argument.partition('=')[0]}{near}; "
                 f"{command} --help lists what it has"
             )
+
+
+class PartFlag(NamedTuple):
+    """The setting behind a part's flag, and what chooses the part."""
+
+    setting: str
+    cure: str
+
+
+def flags_of_parts() -> dict[str, PartFlag]:
+    """Return the flags of all parts' settings, also of those that a call doesn't choose."""
+    found = {}
+    for kind, registry in REGISTRIES.items():
+        for name in registry.names():
+            for section, options in registry.find(name).sections(name).items():
+                for each in fields(options):
+                    setting = f"{section}.{each.name}"
+                    flag = PartFlag(setting, f"--{kind} {name}")
+                    found[f"--{flag_of(setting)}"] = flag
+                    prefix, _, key = f"--{flag_of(setting)}".rpartition(".")
+                    negated = f"{prefix}.no-{key}" if prefix else f"--no-{key[2:]}"
+                    if each.type in (bool, "bool"):
+                        found[negated] = flag
+    return found
 
 
 def choices_of(kind: Any) -> dict[str, Any]:

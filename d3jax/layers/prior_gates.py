@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from d3jax.base import Declared, Head, Inputs, Mode, Output, Sizes
+from d3jax.batch import Schema
 from d3jax.errors import ConfigError
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense
 from d3jax.meta import declare_scenarios
@@ -123,3 +124,9 @@ def pepnet(prior_fields: Sequence[int], width: int = 128, epnet_only: bool = Fal
 def _beside(prior: Float[Array, "B P"], features: Float[Array, "B I"]) -> Float[Array, "B Q"]:
     """Prior and features side by side, the features without gradient."""
     return jnp.concatenate([prior, lax.stop_gradient(features)], axis=-1)
+
+
+def prior_fields(schema: Schema) -> tuple[int, ...]:
+    """Return the fields that tell who and what: the user's and the item's, where there are such."""
+    names = (schema.user_field, schema.item_field)
+    return tuple(schema.index(name) for name in names if name is not None)

@@ -15,12 +15,9 @@ from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, TrainConfig
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
-from d3jax.models import build_model
 from d3jax.parameters import named_leaves
-from d3jax.training.adapters import dtp, dwa, equal
+from d3jax.parts import balance_of, build_adapter, build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.learned_weights import find_watched, gradnorm, uncertainty
-from d3jax.training.loss import d3_balance, unweighted
 from d3jax.training.metrics import Evaluation, evaluate_scores
 from d3jax.training.optimizer import Optimizer, build_optimizer
 from d3jax.training.scoring import collect_scores, score_batches
@@ -134,51 +131,6 @@ class Trainer(NamedTuple):
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     """The most steps a run can take."""
     return config.epochs * steps_per_epoch
-
-
-def build_adapter(config: Config, model: Model, steps_per_epoch: int) -> LossAdapter:
-    """The loss adapter that the configuration names.
-
-    Raises `ConfigError` when D3's balance and another adapter would both weigh rows, or when
-    there is no parameter that gradnorm could watch.
-    """
-    steps = total_steps(config.train, steps_per_epoch)
-    if config.has_balance:
-        return _build_balance(config, steps)
-    scenarios = model.schema.num_scenarios
-    match config.adapter.adapter:
-        case "dwa":
-            return dwa(config.adapter, scenarios, steps_per_epoch, steps)
-        case "dtp":
-            return dtp(config.adapter, scenarios, steps_per_epoch, steps)
-        case "uncertainty":
-            return uncertainty(config.adapter, scenarios, config.optimizer.learning_rate)
-        case "gradnorm":
-            watched = find_watched(model.declared.params.network, config.adapter.watched)
-            return gradnorm(config.adapter, scenarios, watched)
-        case "none":
-            return equal(config.adapter, scenarios)
-
-
-def _build_balance(config: Config, steps: int) -> LossAdapter:
-    adapter, aggregation = config.adapter.adapter, config.adapter.aggregation
-    if adapter != "none" or aggregation != "row":
-        other = f"adapter {adapter}" if adapter != "none" else f"aggregation {aggregation}"
-        raise ConfigError(f"{other} and D3's balance (parts d3) both weigh rows; use --parts d2")
-    start = balance_start(config, steps)
-    # A ratio of 1 means never, also when the last step would be the first weighted one.
-    return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
-
-
-def balance_start(config: Config, steps: int) -> int:
-    """How many steps of a run that takes at most `steps` D3 leaves unweighed."""
-    return math.floor(config.balance.start_ratio * steps)
-
-
-def balance_of(config: Config) -> LossAdapter | None:
-    """D3's weighing of rows as it is once it has started; None for a model without."""
-    never = config.balance.start_ratio == 1
-    return d3_balance(config.balance, start_step=0) if config.has_balance and not never else None
 
 
 class Parts(NamedTuple):

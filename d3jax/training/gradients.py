@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from d3jax.adapters.gradnorm import scenario_gradient_norms
 from d3jax.balance import weighted_loss
 from d3jax.base import Feedback, LossAdapter, Mode, Model
 from d3jax.batch import Batch
 from d3jax.parameters import DATA_AXIS, Tree
-from d3jax.training.learned_weights import scenario_gradient_norms
 from d3jax.training.loss import binary_cross_entropy
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,8 +20,60 @@ from d3jax.balance import (
 )
 from d3jax.base import Feedback, LossAdapter, Mode, Output
 from d3jax.batch import Batch
-from d3jax.config import BalanceConfig
+from d3jax.checks import within
+from d3jax.errors import ConfigError
 from d3jax.parameters import Tree
+from d3jax.typed import check_types
+
+BalanceEntropy = Literal["rows", "mean_row", "naive"]
+
+
+@dataclass(frozen=True)
+class BalanceOptions:
+    """How the D3 loss weighs rows (Eq. 15-19)."""
+
+    start_ratio: float = 0.5
+    """Share of the run's steps before weighting starts; 1: never."""
+    complexity_shift: float = 0.5
+    """Lambda 1 of Eq. 17."""
+    complexity_scale: float = 1.0
+    """Alpha 1 of Eq. 17."""
+    specificity_shift: float = 0.5
+    """Lambda 2 of Eq. 18."""
+    specificity_scale: float = 1.0
+    """Alpha 2 of Eq. 18."""
+    lower: float = 0.1
+    """Least normalised complexity (Eq. 16)."""
+    upper: float = 1.0
+    """Greatest normalised complexity (Eq. 16)."""
+    entropy: BalanceEntropy = "rows"
+    """rows: mean of the rows' entropies; mean_row: entropy of the mean row; naive: the authors'."""
+    literal_sign: bool = False
+    """Use Eq. 15 as printed, without entropy's minus."""
+    minimum_std: float = 1e-20
+    """Deviation of the complexities at or below which all rows count the same."""
+    normalize: bool = False
+    """Divide the loss by the sum of the weights instead of the number of rows."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        within("start_ratio", self.start_ratio, 0, 1)
+        for name in ("complexity", "specificity"):
+            shift, scale = self._weights(name)
+            within(f"{name}_shift", shift, 0, 100)
+            within(f"{name}_scale", scale, 0, 100)
+            if shift == scale == 0:
+                raise ConfigError(
+                    f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
+                    "set one of them above 0"
+                )
+        within("lower", self.lower, 0, self.upper)
+        within("minimum_std", self.minimum_std, 0, math.inf)
+
+    def _weights(self, name: str) -> tuple[float, float]:
+        if name == "complexity":
+            return self.complexity_shift, self.complexity_scale
+        return self.specificity_shift, self.specificity_scale
 
 
 def binary_cross_entropy(
@@ -36,7 +92,7 @@ def unweighted() -> LossAdapter:
     return LossAdapter((), binary_cross_entropy, row_weights, _keep)
 
 
-def d3_balance(config: BalanceConfig, start_step: int) -> LossAdapter:
+def d3_balance(config: BalanceOptions, start_step: int) -> LossAdapter:
     """Domain balance: a row's complexity times its specificity, from `start_step` on (Eq. 15-19).
 
     A model without attention is weighed by its gate alone, as D3 does for STAR and SAR-Net.
@@ -66,7 +122,7 @@ def d3_balance(config: BalanceConfig, start_step: int) -> LossAdapter:
     return LossAdapter((), binary_cross_entropy, row_weights, _keep)
 
 
-def row_complexity(config: BalanceConfig, attention: Float[Array, "B N N"]) -> Float[Array, " B"]:
+def row_complexity(config: BalanceOptions, attention: Float[Array, "B N N"]) -> Float[Array, " B"]:
     """The complexity of Eq. 15 in the form and with the sign that `config` asks for."""
     if config.entropy == "naive":
         value = naive_complexity(attention)

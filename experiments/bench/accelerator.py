@@ -20,9 +20,10 @@ import jax
 import tyro
 
 from d3jax.batch import Schema
-from d3jax.config import Config, Precision
+from d3jax.config import Config
 from d3jax.console.allocator import keep_freed_memory
 from d3jax.console.terminal import Console, Table
+from d3jax.heads import Precision
 from d3jax.parameters import count
 from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
@@ -87,8 +88,7 @@ class Measured:
 def config_of(precision: Precision, rank: int, rows: int, deterministic: bool = True) -> Config:
     """D3 in the equations of the paper's text, its table moved by the rows of the batch alone."""
     config = with_update(text_d3(rank), "lazy_adamw")
-    return replace(
-        config,
+    return config.changed(
         d3=replace(config.d3, precision=precision),
         train=replace(config.train, batch_size=rows, deterministic=deterministic),
     )
@@ -115,7 +115,7 @@ def measure_step(
     seconds = rows / trained.rows_per_second
     return Measured(
         precision=precision,
-        rank=config.d3.generator_rank,
+        rank=config.d3.rank,
         rows=rows,
         milliseconds=1e3 * seconds,
         rows_per_second=trained.rows_per_second,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import tyro
@@ -85,7 +85,8 @@ def compiled_step(bench: Communication) -> tuple[str, int, int]:
     import jax
 
     from d3jax.batch import Batch, Field, Schema
-    from d3jax.config import Config, D3Config, ModelConfig, OptimizerConfig, TrainConfig
+    from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+    from d3jax.heads import D3Options
     from d3jax.parameters import SHARDED, count
     from d3jax.training.fit import build_trainer
 
@@ -93,10 +94,9 @@ def compiled_step(bench: Communication) -> tuple[str, int, int]:
         tuple(Field(f"field {i}", bench.rows // bench.fields) for i in range(bench.fields)),
         ("a", "b", "c"),
     )
-    config = replace(
-        Config(),
+    config = Config(
         model=ModelConfig("plain", bench.head, bench.dim, table_layout=bench.layout),
-        d3=D3Config(parts="d2"),
+        d3=D3Options(parts="d2"),
         optimizer=OptimizerConfig(embedding_update="lazy_adamw"),
         train=TrainConfig(batch_size=bench.batch_size),
     )

@@ -1,7 +1,7 @@
 """AUC and speed against the rank of D3's generator, as a table and a picture.
 
 for r in 0 16 32 64; do
-    d3jax train ml --preset movielens --generator-rank $r --seeds 5 --out runs/rank-$r
+    d3jax train ml --preset movielens --rank $r --seeds 5 --out runs/rank-$r
 done
 python -m experiments.bench.rank --ranks 0 16 32 64 --out rank.json
 python -m experiments.bench.rank_picture rank.json runs/rank-0 runs/rank-16 runs/rank-32 \\
@@ -53,7 +53,7 @@ def read(picture: RankPicture) -> list[RankResult]:
 def _read_run(folder: Path, speeds: dict[str, list[dict[str, Any]]]) -> RankResult:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     config = json.loads((folder / next(iter(summary)) / "config.json").read_text(encoding="utf-8"))
-    rank = config["config"]["d3"]["generator_rank"]
+    rank = config["config"]["d3"]["rank"]
     rates = {
         name: Summary(*line["train"]).median
         for name, lines in speeds.items()

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from d3jax.console.terminal import Table
-from d3jax.models import build_model
 from d3jax.parameters import count
+from d3jax.parts import build_model
 from experiments.bench.limits import Limits
 from experiments.bench.timing import Summary, summarize
 from experiments.bench.variants import TUNED, Variant

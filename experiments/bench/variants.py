@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from d3jax.config import Config, D3Config, ModelConfig, OptimizerConfig, TableUpdateName
-from d3jax.presets import OFFICIAL
+from d3jax.config import Config, ModelConfig, OptimizerConfig, TableUpdateName
+from d3jax.heads import D3Options
+from d3jax.presets import PRESETS
 
 Family = Literal["d3", "plain", "star", "mmoe"]
 Side = Literal["d3jax", "torch", "deepctr-torch", "fuxictr"]
@@ -74,14 +75,14 @@ def dense_table(config: Config) -> Config:
 
 def with_update(config: Config, update: TableUpdateName) -> Config:
     """With another optimizer for the embedding table."""
-    return replace(config, optimizer=OptimizerConfig(embedding_update=update))
+    return config.changed(optimizer=OptimizerConfig(embedding_update=update))
 
 
 def reference(family: Family) -> Config:
     """The model that both sides of a family build, rows weighed from the first step on."""
     if family == "d3":
-        balance = replace(OFFICIAL.balance, start_ratio=0.0)
-        return dense_table(replace(OFFICIAL, model=WIDE_START, balance=balance))
+        balance = replace(PRESETS["official"].balance, start_ratio=0.0)
+        return dense_table(PRESETS["official"].changed(model=WIDE_START, balance=balance))
     backbone = {"plain": "plain", "star": "star", "mmoe": "mmoe"}[family]
     values = Config(model=replace(WIDE_START, head="own")).to_json()
     return dense_table(
@@ -91,9 +92,9 @@ def reference(family: Family) -> Config:
 
 def text_d3(rank: int = 0) -> Config:
     """The paper's equations, the generated kernel mixed from `rank` matrices (0: the paper's M)."""
-    d3 = D3Config(width=OFFICIAL.d3.width, generator_rank=rank)
+    d3 = D3Options(width=PRESETS["official"].d3.width, rank=rank)
     balance = replace(Config().balance, start_ratio=0.0)
-    return dense_table(replace(Config(), model=WIDE_START, d3=d3, balance=balance))
+    return dense_table(Config(model=WIDE_START, d3=d3, balance=balance))
 
 
 def variants(family: Family) -> list[Variant]:
@@ -123,7 +124,7 @@ def bf16_variants(family: Family) -> list[Variant]:
         return listed
     for rank, name in ((0, "text form"), (32, "rank 32")):
         config = text_d3(rank)
-        config = replace(config, d3=replace(config.d3, precision="bf16"))
+        config = config.changed(d3=replace(config.d3, precision="bf16"))
         listed += [Variant(f"d3jax, {name}, bf16", family, "d3jax", config)]
     return listed
 

@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from d3jax.batch import Schema
-from d3jax.config import Config, D3Config
+from d3jax.config import Config
+from d3jax.heads import D3Options
 
 BACKWARD = 3
 """A training step has three products for each of the forward pass: it, and two of its gradient."""
@@ -34,15 +35,15 @@ def mlp_flops(widths: Sequence[int]) -> int:
     return sum(2 * inputs * outputs for inputs, outputs in pairwise(widths))
 
 
-def d3_flops(config: D3Config, fields: int, dim: int, width: int) -> int:
+def d3_flops(config: D3Options, fields: int, dim: int, width: int) -> int:
     """Of one row through the D3 head on `fields` embeddings of width `dim` (Eq. 6-14).
 
     The generator dominates: R shared matrices [I, O], I = N D and O = `width`, are mixed by row,
-    R = M = N H in the paper's form and `generator_rank` in the factored one.
+    R = M = N H in the paper's form and `rank` in the factored one.
     """
     flat, hidden = fields * dim, fields * config.field_hidden
     official = config.form == "official"
-    rank = 0 if official else config.generator_rank
+    rank = 0 if official else config.rank
     projections = 3 if official or config.attention_value != "text" else 2
     attention = projections * 2 * fields * dim * dim + 2 * (2 * fields * fields * dim)
     units = 2 * fields * dim * config.field_hidden + 2 * hidden * hidden

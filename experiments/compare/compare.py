@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from d3jax.backbones import refusal
 from d3jax.checks import within
 from d3jax.config import Config
 from d3jax.console.signals import stop_signals
@@ -19,10 +18,11 @@ from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.disk import writing
 from d3jax.errors import Preempted, TrainingError
 from d3jax.owned import claim
+from d3jax.parts import balance_of, balance_start, refusal
 from d3jax.presets import read_preset
 from d3jax.run import Run, create_run
 from d3jax.training.checkpoint.storage import check_storable
-from d3jax.training.fit import Trainer, balance_of, balance_start, check_config
+from d3jax.training.fit import Trainer, check_config
 from experiments.compare.cells import (
     CellResult,
     cell_trainer,

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d3jax.config import AdapterName, BackboneName, Config, HeadName, Part
+from d3jax.config import Config
 from d3jax.errors import ConfigError
 
 START_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """When loss adaptation starts in Figure 3, as a share of the run's steps; 1: never."""
 
-BACKBONE: BackboneName = "adi"
+BACKBONE: str = "adi"
 """The backbone of the tables and figures that have only one, unless another is named."""
 
-TITLES: dict[BackboneName, str] = {
+TITLES: dict[str, str] = {
     "plain": "MLP",
     "shared_bottom": "Shared-Bottom",
     "mmoe": "MMoE",
@@ -32,7 +32,7 @@ TITLES: dict[BackboneName, str] = {
     "m3oe": "M3oE",
     "adaptdhm": "AdaptDHM",
 }
-PAPER_BACKBONES: tuple[BackboneName, ...] = (
+PAPER_BACKBONES: tuple[str, ...] = (
     "shared_bottom",
     "mmoe",
     "m2m",
@@ -47,10 +47,10 @@ class Method:
     """One line of a table: what it changes in the configuration, and what it is tested against."""
 
     name: str
-    backbone: BackboneName
-    head: HeadName = "own"
-    parts: Part = "d3"
-    adapter: AdapterName = "none"
+    backbone: str
+    head: str = "own"
+    parts: str = "d3"
+    adapter: str = "none"
     start_ratio: float | None = None
     """Share of the steps before loss adaptation starts; the configuration's own when None."""
     base: str | None = None
@@ -73,8 +73,7 @@ class Method:
             section, key = name.split(".")
             values[section][key] = value
         config = Config.from_json(values)
-        return replace(
-            config,
+        return config.changed(
             model=replace(config.model, backbone=self.backbone, head=self.head),
             d3=replace(config.d3, parts=self.parts),
             balance=replace(config.balance, start_ratio=start),
@@ -116,7 +115,7 @@ def table1() -> Table:
     return Table("table1", "Backbones without and with D3 (Table 1)", (MLP, *pairs))
 
 
-def table2(backbone: BackboneName = "adi") -> Table:
+def table2(backbone: str = "adi") -> Table:
     """Weight generators and loss adapters on one backbone."""
     title = TITLES[backbone]
     d2 = _d3(backbone, "d2", base=title)
@@ -134,15 +133,15 @@ def table2(backbone: BackboneName = "adi") -> Table:
     return Table("table2", f"Weight generators and loss adapters on {title} (Table 2)", methods)
 
 
-def table3(backbone: BackboneName = "adi") -> Table:
+def table3(backbone: str = "adi") -> Table:
     """D3's parts, added one after another."""
     title = TITLES[backbone]
-    parts: tuple[Part, ...] = ("d1", "d2", "d3")
+    parts: tuple[str, ...] = ("d1", "d2", "d3")
     added = (_d3(backbone, part, base=title) for part in parts)
     return Table("table3", f"D3's parts on {title} (Table 3)", (MLP, _own(backbone), *added))
 
 
-def figure3(backbone: BackboneName = "adi") -> Table:
+def figure3(backbone: str = "adi") -> Table:
     """D3 whose loss adaptation starts at five moments of the run, against never."""
     d3 = _d3(backbone, "d3", base=None)
     never = f"{d3.name}, start 1"
@@ -161,7 +160,7 @@ def figure3(backbone: BackboneName = "adi") -> Table:
     return Table("figure3", title, (MLP, *methods))
 
 
-def figure4(backbone: BackboneName = "adi") -> Table:
+def figure4(backbone: str = "adi") -> Table:
     """D3 alone, for its attention by scenario and field."""
     title = f"Attention by scenario and field, {TITLES[backbone]} (Figure 4)"
     return Table("figure4", title, (MLP, _d3(backbone, "d3", base=MLP.name)))
@@ -179,7 +178,7 @@ OPEN_POINTS: dict[str, tuple[tuple[str, Any], ...]] = {
 """What the paper leaves open, or prints in one way and its authors' code has in another."""
 
 
-def open_points(backbone: BackboneName = "adi") -> Table:
+def open_points(backbone: str = "adi") -> Table:
     """D3 with each open point of the paper settled the other way, against D3 as it is read here."""
     own, d3 = _own(backbone), _d3(backbone, "d3", base=TITLES[backbone])
     others = (
@@ -190,17 +189,17 @@ def open_points(backbone: BackboneName = "adi") -> Table:
     return Table("open-points", title, (MLP, own, d3, *others))
 
 
-TABLES: dict[int | str, Callable[[BackboneName], Table]] = {
+TABLES: dict[int | str, Callable[[str], Table]] = {
     1: lambda backbone: table1(),
     2: table2,
     3: table3,
     "open": open_points,
 }
-FIGURES: dict[int, Callable[[BackboneName], Table]] = {3: figure3, 4: figure4}
+FIGURES: dict[int, Callable[[str], Table]] = {3: figure3, 4: figure4}
 
 
 def find_table(
-    table: int | str | None, figure: int | None, backbone: BackboneName, base: str | None
+    table: int | str | None, figure: int | None, backbone: str, base: str | None
 ) -> Table:
     """The table or figure of that number, tested against `base` where one is named.
 
@@ -227,9 +226,9 @@ def against(table: Table, base: str) -> Table:
     return replace(table, methods=methods)
 
 
-def _own(backbone: BackboneName) -> Method:
+def _own(backbone: str) -> Method:
     return Method(TITLES[backbone], backbone)
 
 
-def _d3(backbone: BackboneName, parts: Part, base: str | None) -> Method:
+def _d3(backbone: str, parts: str, base: str | None) -> Method:
     return Method(f"{TITLES[backbone]} + {parts.upper()}", backbone, "d3", parts, base=base)

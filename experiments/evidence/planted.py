@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from d3jax.checks import OVERALL
-from d3jax.config import BackboneName, Config
+from d3jax.config import Config
 from d3jax.console.safe_text import csv_writer, for_picture, markdown_code
 from d3jax.console.terminal import Console
 from d3jax.data.synthetic import SyntheticConfig, synthetic, write
 from d3jax.evaluate import best_possible, planted_fields
 from d3jax.owned import claim
 from d3jax.pictures.charts import COLOURS, MARKERS, save
-from d3jax.presets import SYNTHETIC
+from d3jax.presets import PRESETS
 from experiments.compare.compare import Plan, compare
 from experiments.compare.figures import mean_attention
 from experiments.compare.markdown import markdown_table
@@ -53,12 +53,12 @@ class Study:
     shares: tuple[float, ...] = (0.002, 0.008, 0.05, 0.2)
     """The smallest scenario's share of the rows, the sensitivity at 1."""
     rows: int = 400_000
-    on: BackboneName = "shared_bottom"
+    on: str = "shared_bottom"
     """The backbone that gets D3."""
     seeds: int = 3
     out: Path = Path("planted")
     """Where data, runs, table and pictures go."""
-    settings: tyro.conf.Suppress[Config] = field(default=SYNTHETIC)
+    settings: tyro.conf.Suppress[Config] = field(default_factory=lambda: PRESETS["synthetic"])
 
 
 class Setting(NamedTuple):
@@ -92,7 +92,7 @@ def settings(study: Study) -> Iterator[Setting]:
         yield Setting("smallest share", value, SyntheticConfig(study.rows, smallest_share=value))
 
 
-def three_methods(backbone: BackboneName) -> Table:
+def three_methods(backbone: str) -> Table:
     """The MLP, the backbone, and the backbone with D3, which is tested against it."""
     table = find_table(3, None, backbone, None)
     d3 = table.method(f"{TITLES[backbone]} + D3")

@@ -14,7 +14,6 @@ import numpy as np
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
-from d3jax.backbones import refusal
 from d3jax.checks import within
 from d3jax.config import Config, completed, differences
 from d3jax.console.journal import Silence
@@ -24,6 +23,7 @@ from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.disk import writing
 from d3jax.errors import ConfigError, Preempted, TrainingError
 from d3jax.owned import check_output, replacing
+from d3jax.parts import refusal
 from d3jax.running import training_data
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import Progress, build_trainer, check_config, fit, monitored

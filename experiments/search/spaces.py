@@ -45,7 +45,7 @@ def paper(trial: optuna.trial.BaseTrial, config: Config) -> Config:
         "start_ratio": trial.suggest_categorical("start_ratio", START_RATIOS),
         **{name: round(trial.suggest_float(name, 0.0, 1.0, step=0.1), 1) for name in BALANCE},
     }
-    return replace(config, balance=replace(config.balance, **values))
+    return config.changed(balance=replace(config.balance, **values))
 
 
 def wide(trial: optuna.trial.BaseTrial, config: Config) -> Config:
@@ -64,7 +64,7 @@ def wide(trial: optuna.trial.BaseTrial, config: Config) -> Config:
         bottom_layers=tuple(int(width) for width in layers.split("-")),
     )
     train = replace(config.train, epochs=trial.suggest_categorical("epochs", EPOCHS))
-    config = replace(config, model=model, optimizer=optimizer, train=train)
+    config = config.changed(model=model, optimizer=optimizer, train=train)
     return _wide_d3(trial, config) if config.model.head == "d3" else config
 
 
@@ -89,7 +89,7 @@ def wide_start(config: Config) -> dict[str, Any]:
     if config.model.head == "d3":
         found |= _listed("field_hidden", config.d3.field_hidden, FIELD_HIDDEN)
         found |= _listed("width", config.d3.outputs, D3_WIDTHS)
-        found |= _listed("generator_rank", config.d3.generator_rank, RANKS)
+        found |= _listed("rank", config.d3.rank, RANKS)
         if config.has_balance:
             found |= _listed("start_ratio", config.balance.start_ratio, START_RATIOS)
     return found
@@ -112,13 +112,13 @@ def _wide_d3(trial: optuna.trial.BaseTrial, config: Config) -> Config:
         config.d3,
         field_hidden=trial.suggest_categorical("field_hidden", FIELD_HIDDEN),
         width=trial.suggest_categorical("width", D3_WIDTHS),
-        generator_rank=trial.suggest_categorical("generator_rank", RANKS),
+        rank=trial.suggest_categorical("rank", RANKS),
     )
     balance = config.balance
     if config.has_balance:
         start = trial.suggest_categorical("start_ratio", START_RATIOS)
         balance = replace(balance, start_ratio=start)
-    return replace(config, d3=d3, balance=balance)
+    return config.changed(d3=d3, balance=balance)
 
 
 def _within(value: float, low: float, high: float) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from d3jax import config, options
 from d3jax.cli import main, parse
-from d3jax.presets import BEST, PRESETS
+from d3jax.presets import PRESETS
 
 pytestmark = pytest.mark.trains
 
@@ -100,7 +100,7 @@ def test_help_of_train_shows_the_defaults_that_the_call_would_have(
     shown = " ".join(shown.split())
     expected = PRESETS[preset]
     for name, value in {
-        "generator-rank": expected.d3.generator_rank,
+        "rank": expected.d3.rank,
         "field-hidden": expected.d3.field_hidden,
         "batch-size": expected.train.batch_size,
         "form": expected.d3.form,
@@ -124,7 +124,7 @@ def test_help_shows_the_defaults_of_a_preset_file(
 @pytest.mark.parametrize(
     ("arguments", "name", "cure"),
     [
-        ("train data --form official --generator-rank 16", "generator-rank", "use --form text"),
+        ("train data --form official --rank 16", "rank", "use --form text"),
         ("train data --backbone star --width 9", "width", "use a --backbone other than star and"),
         ("train --backbone sar_net --width 9", "width", "use a --backbone other than star and"),
         ("train data --head m2m_wg --width 9", "width", "use --head d3, or leave it out"),
@@ -194,10 +194,10 @@ def test_a_setting_of_a_file_by_hand_that_nothing_reads_is_refused_with_the_file
     tmp_path: Path, capsys: Refused
 ) -> None:
     path = tmp_path / "mine.json"
-    settings = {"d3": {"form": "official", "generator_rank": 16}, "mmoe": {"experts": 3}}
+    settings = {"d3": {"form": "official", "rank": 16}, "mmoe": {"experts": 3}}
     path.write_text(json.dumps({"config": settings}), encoding="utf-8")
     said = refusal(["train", "data", "--config", str(path)], capsys)
-    assert f"{path}: --generator-rank (d3.generator_rank) is 16, but nothing here reads it" in said
+    assert f"{path}: --rank (d3.rank) is 16, but nothing here reads it" in said
     # What the flags beside it make of it counts too, in both directions.
     parse(["train", "data", "--config", str(path), "--form", "text", "--backbone", "mmoe"])
     said = refusal(["train", "data", "--config", str(path), "--form", "text"], capsys)
@@ -225,9 +225,9 @@ def test_flags_reach_the_configuration() -> None:
 
 
 def test_flags_change_the_preset_that_own_data_has() -> None:
-    verb = parse(["train", "data", "--epochs", "3", "--generator-rank", "8"])
-    assert verb.d3 == replace(BEST.d3, generator_rank=8)
-    assert verb.train == replace(BEST.train, epochs=3)
+    verb = parse(["train", "data", "--epochs", "3", "--rank", "8"])
+    assert verb.d3 == replace(PRESETS["best"].d3, rank=8)
+    assert verb.train == replace(PRESETS["best"].train, epochs=3)
 
 
 @pytest.mark.parametrize(

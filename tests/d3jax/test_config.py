@@ -8,17 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from d3jax.config import (
-    BalanceConfig,
-    Config,
-    D3Config,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-    completed,
-    differences,
-)
+from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig, completed, differences
 from d3jax.errors import ConfigError
+from d3jax.heads import D3Options
+from d3jax.training.loss import BalanceOptions
 
 pytestmark = pytest.mark.trains
 
@@ -32,18 +25,34 @@ pytestmark = pytest.mark.trains
         (ModelConfig, {"bottom_layers": (8, 0)}, "bottom_layers holds 0; each width must be at l"),
         (ModelConfig, {"tower_layers": (-1,)}, "tower_layers holds -1; each width must be at leas"),
         (ModelConfig, {"bottom_layers": ()}, "bottom_layers is empty; the shared bottom needs at"),
-        (D3Config, {"field_hidden": 0}, "field_hidden is 0; it must be between 1 and 65536"),
-        (D3Config, {"width": 70000}, "width is 70000; it must be between 0 and 65536"),
-        (D3Config, {"head_layers": (16, 0)}, "head_layers holds 0; each width must be at least 1"),
-        (D3Config, {"gate_layers": (0,)}, "gate_layers holds 0; each width must be at least 1"),
-        (BalanceConfig, {"start_ratio": 1.01}, "start_ratio is 1.01; it must be between 0 and 1"),
-        (BalanceConfig, {"start_ratio": -0.1}, "start_ratio is -0.1; it must be between 0 and 1"),
-        (BalanceConfig, {"complexity_shift": -1.0}, "complexity_shift is -1.0; it must be between"),
-        (BalanceConfig, {"complexity_scale": 101.0}, "complexity_scale is 101.0; it must be betwe"),
-        (BalanceConfig, {"specificity_shift": -0.5}, "specificity_shift is -0.5; it must be betwe"),
-        (BalanceConfig, {"specificity_scale": math.nan}, "specificity_scale is nan; it must be"),
-        (BalanceConfig, {"lower": 0.5, "upper": 0.4}, "lower is 0.5; it must be between 0 and 0.4"),
-        (BalanceConfig, {"minimum_std": -1e-9}, "minimum_std is -1e-09; it must be between 0 and"),
+        (D3Options, {"field_hidden": 0}, "field_hidden is 0; it must be between 1 and 65536"),
+        (D3Options, {"width": 70000}, "width is 70000; it must be between 0 and 65536"),
+        (D3Options, {"head_layers": (16, 0)}, "head_layers holds 0; each width must be at least 1"),
+        (D3Options, {"gate_layers": (0,)}, "gate_layers holds 0; each width must be at least 1"),
+        (BalanceOptions, {"start_ratio": 1.01}, "start_ratio is 1.01; it must be between 0 and 1"),
+        (BalanceOptions, {"start_ratio": -0.1}, "start_ratio is -0.1; it must be between 0 and 1"),
+        (
+            BalanceOptions,
+            {"complexity_shift": -1.0},
+            "complexity_shift is -1.0; it must be between",
+        ),
+        (
+            BalanceOptions,
+            {"complexity_scale": 101.0},
+            "complexity_scale is 101.0; it must be betwe",
+        ),
+        (
+            BalanceOptions,
+            {"specificity_shift": -0.5},
+            "specificity_shift is -0.5; it must be betwe",
+        ),
+        (BalanceOptions, {"specificity_scale": math.nan}, "specificity_scale is nan; it must be"),
+        (
+            BalanceOptions,
+            {"lower": 0.5, "upper": 0.4},
+            "lower is 0.5; it must be between 0 and 0.4",
+        ),
+        (BalanceOptions, {"minimum_std": -1e-9}, "minimum_std is -1e-09; it must be between 0 and"),
         (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate is 0.0; it must be between 1e-12"),
         (OptimizerConfig, {"weight_decay": -1.0}, "weight_decay is -1.0; it must be between 0 and"),
         (OptimizerConfig, {"embedding_decay": -1.0}, "embedding_decay is -1.0; it must be between"),
@@ -71,14 +80,14 @@ def test_a_setting_outside_its_range_is_named(
 def test_weights_that_are_all_zero_are_refused(name: str) -> None:
     message = f"{name}_shift and {name}_scale are both 0, .* set one of them above 0"
     with pytest.raises(ConfigError, match=message):
-        BalanceConfig(**{f"{name}_shift": 0.0, f"{name}_scale": 0.0})
-    BalanceConfig(**{f"{name}_shift": 0.0, f"{name}_scale": 0.1})
+        BalanceOptions(**{f"{name}_shift": 0.0, f"{name}_scale": 0.0})
+    BalanceOptions(**{f"{name}_shift": 0.0, f"{name}_scale": 0.1})
 
 
 def test_the_edges_of_ranges_are_allowed() -> None:
-    BalanceConfig(start_ratio=1.0, lower=0.0, upper=0.0, minimum_std=0.0)
+    BalanceOptions(start_ratio=1.0, lower=0.0, upper=0.0, minimum_std=0.0)
     ModelConfig(embedding_dim=1, tower_layers=())
-    D3Config(head_layers=(), gate_layers=(), width=1, field_hidden=1)
+    D3Options(head_layers=(), gate_layers=(), width=1, field_hidden=1)
     TrainConfig(patience=0, workers=0)
 
 
@@ -92,7 +101,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_json_round_trip() -> None:
-    config = Config(ModelConfig(bottom_layers=(7, 3)), D3Config(parts="d1", head_layers=(4,)))
+    config = Config(ModelConfig(bottom_layers=(7, 3)), D3Options(parts="d1", head_layers=(4,)))
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert Config.from_json({}) == Config()
 
@@ -122,7 +131,7 @@ def test_an_identity_of_before_a_setting_has_its_default() -> None:
 
 def test_differences_name_the_leaf_and_both_values() -> None:
     ours = dataclasses.asdict(Config())
-    theirs = dataclasses.asdict(Config(d3=D3Config(width=7), train=TrainConfig(seed=3)))
+    theirs = dataclasses.asdict(Config(d3=D3Options(width=7), train=TrainConfig(seed=3)))
     assert differences(ours, ours) == []
     assert differences(ours, theirs) == ["d3.width: 0 -> 7", "train.seed: 0 -> 3"]
     assert differences({"a": {"b": 1}}, {"a": {}, "c": 2}) == ["a.b: 1 -> None", "c: None -> 2"]

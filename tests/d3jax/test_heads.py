@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from d3jax.base import EVALUATION, Inputs, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import GeneratedHeadParams, d3, towers
+from d3jax.heads import D3Options, GeneratedHeadParams, d3, towers
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
 
 B, N, D, S, I = 6, 4, 3, 3, 5  # noqa: E741
 SIZES = Sizes(N, D, S)
-SMALL = D3Config(field_hidden=2, width=6, gate_layers=(7, 3))
+SMALL = D3Options(field_hidden=2, width=6, gate_layers=(7, 3))
 OPTIONS: dict[str, dict[str, Any]] = {
     "text": {},
     "d2": {"parts": "d2"},
@@ -47,7 +46,7 @@ def rows(draw: Draw) -> tuple[tuple[jax.Array, Inputs], tuple[np.ndarray, np.nda
 
 
 def expected(
-    config: D3Config, p: GeneratedHeadParams, u: np.ndarray, x: np.ndarray
+    config: D3Options, p: GeneratedHeadParams, u: np.ndarray, x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The head by the reference: logits, attention logits, gate."""
     attention, generator = p.generator.attention, p.generator.layers[0].generator
@@ -96,7 +95,7 @@ def test_d3_values(option: dict[str, Any], draw: Draw) -> None:
         np.testing.assert_allclose(output.gate, gate, rtol=1e-4, atol=1e-5)
 
 
-def gradients(config: D3Config, draw: Draw) -> tuple[Any, Any, Any, Any]:
+def gradients(config: D3Options, draw: Draw) -> tuple[Any, Any, Any, Any]:
     """Of the weighted sum of logits: by parameters and x, and the exact function's arguments."""
     head = d3(config)
     params, exact = draw(head.declare(SIZES, I).params)
@@ -170,7 +169,7 @@ def test_the_gate_teaches_the_attention_past_a_detached_generator(draw: Draw) ->
 
 
 def test_parameter_shapes() -> None:
-    p = d3(D3Config(field_hidden=64, width=32)).declare(Sizes(5, 16, 3), 24).params
+    p = d3(D3Options(field_hidden=64, width=32)).declare(Sizes(5, 16, 3), 24).params
     shapes = [leaf.shape for leaf in jax.tree.leaves(p)]
     m = 5 * 64
     attention = [(16, 16), (16, 16)]
@@ -182,12 +181,12 @@ def test_parameter_shapes() -> None:
 
 @pytest.mark.parametrize(("n", "d", "h", "i", "o"), [(5, 16, 64, 24, 32), (23, 16, 64, 368, 128)])
 def test_parameter_count_is_the_closed_formula(n: int, d: int, h: int, i: int, o: int) -> None:
-    declared = d3(D3Config(field_hidden=h, width=o)).declare(Sizes(n, d, 3), i)
+    declared = d3(D3Options(field_hidden=h, width=o)).declare(Sizes(n, d, 3), i)
     assert count(declared.params) == reference.d3_parameter_count(n, d, h, i, o)
 
 
 def test_d1_has_neither_gate_nor_shared_weights_and_starts_as_a_layer(key: jax.Array) -> None:
-    config = D3Config(parts="d1", field_hidden=2, width=40)
+    config = D3Options(parts="d1", field_hidden=2, width=40)
     params = initialize(d3(config).declare(SIZES, 50).params, key)
     assert params.generator.gate is None
     assert params.generator.layers[0].shared is None

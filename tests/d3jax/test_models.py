@@ -10,9 +10,10 @@ import pytest
 
 from d3jax.base import EVALUATION, Mode, Model, ModelParams
 from d3jax.batch import EMPTY, Batch, Field, Schema
-from d3jax.config import Config, D3Config, ModelConfig
-from d3jax.models import build_model
+from d3jax.config import Config, ModelConfig
+from d3jax.heads import D3Options
 from d3jax.parameters import count, initialize
+from d3jax.parts import build_model
 from tests.conftest import Draw
 from tests.d3jax import reference
 
@@ -20,7 +21,7 @@ SCHEMA = Schema(
     (Field("user", 9), Field("genres", 4, slots=2), Field("tab", 3)), ("a", "b", "c"), "tab"
 )
 N, D, B = 3, 4, 6
-D3 = D3Config(field_hidden=2, width=5, gate_layers=(7, 3))
+D3 = D3Options(field_hidden=2, width=5, gate_layers=(7, 3))
 BACKBONES: tuple[Any, ...] = ("plain", "shared_bottom")
 CASES: dict[str, Config] = {
     f"{backbone}, {name}": Config(
@@ -153,7 +154,7 @@ def test_d3_on_shared_bottom_ignores_the_scenario_column_itself(draw: Draw) -> N
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_d3_count_is_the_closed_formula(backbone: Any) -> None:
-    config = Config(ModelConfig(backbone, "d3", 16, bottom_layers=(128, 64)), D3Config())
+    config = Config(ModelConfig(backbone, "d3", 16, bottom_layers=(128, 64)), D3Options())
     flat, table = N * 16, 512 * 16
     bottom, width = (0, flat) if backbone == "plain" else (flat * 128 + 128 + 128 * 64 + 64, 64)
     outputs = 128 if backbone == "plain" else 32

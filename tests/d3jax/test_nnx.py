@@ -9,16 +9,16 @@ from flax import nnx
 
 from d3jax.base import EVALUATION, Inputs, Sizes
 from d3jax.batch import Field, Schema
-from d3jax.config import Config, D3Config, ModelConfig
-from d3jax.heads import d3, d3_generator
-from d3jax.models import build_model
+from d3jax.config import Config, ModelConfig
+from d3jax.heads import D3Options, d3, d3_generator
 from d3jax.nnx import D3Head, D3Layer
 from d3jax.parameters import initialize, named_leaves
+from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import build_trainer
 
 N, D, INPUTS, OUTPUTS, B = 5, 4, 7, 3, 6
-SMALL = D3Config(field_hidden=2, width=OUTPUTS, gate_layers=(6, 4))
+SMALL = D3Options(field_hidden=2, width=OUTPUTS, gate_layers=(6, 4))
 
 
 @pytest.fixture

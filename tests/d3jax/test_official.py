@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from d3jax.base import EVALUATION, Inputs, Mode, Sizes
-from d3jax.config import D3Config
+from d3jax.heads import D3Options
 from d3jax.official import OfficialParams, OfficialState, d3_official
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
@@ -19,12 +19,12 @@ from tests.d3jax import reference
 
 B, N, D, H, I, O = 8, 4, 3, 2, 5, 6  # noqa: E741
 SIZES = Sizes(N, D, 3)
-CONFIG = D3Config(form="official", field_hidden=H, width=O, gate_layers=(7, 3), head_layers=(5, 4))
+CONFIG = D3Options(form="official", field_hidden=H, width=O, gate_layers=(7, 3), head_layers=(5, 4))
 TRAIN = Mode(train=True)
 MASK = np.array([True, True, False, True, True, True, True, False])
 
 
-def drawn(config: D3Config, draw: Draw) -> tuple[Any, Any, Any, Any]:
+def drawn(config: D3Options, draw: Draw) -> tuple[Any, Any, Any, Any]:
     """Parameters and state, and both in float64; variances are positive."""
     declared = d3_official(config).declare(SIZES, I)
     params, exact = draw(declared.params)

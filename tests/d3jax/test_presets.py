@@ -18,9 +18,9 @@ from d3jax.batch import Batch, Field, Schema
 from d3jax.cli import parse
 from d3jax.config import Config, TrainConfig, completed, differences
 from d3jax.errors import ConfigError
-from d3jax.models import build_model
 from d3jax.parameters import count, named_leaves
-from d3jax.presets import BEST, OFFICIAL, PRESETS, SYNTHETIC, TEXT, read_preset
+from d3jax.parts import build_model
+from d3jax.presets import PRESETS, read_preset
 from d3jax.settings import PresetName, Settings
 from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
@@ -60,11 +60,11 @@ def test_a_preset_on_the_command_line_is_the_configuration(name: str, spelling: 
 @pytest.mark.parametrize(
     ("arguments", "preset"),
     [
-        (["train"], SYNTHETIC),
-        (["train", "data"], BEST),
-        (["train", "data", "--preset", "synthetic"], SYNTHETIC),
-        (["compare", "data", "--table", "1"], TEXT),
-        (["search", "data"], TEXT),
+        (["train"], PRESETS["synthetic"]),
+        (["train", "data"], PRESETS["best"]),
+        (["train", "data", "--preset", "synthetic"], PRESETS["synthetic"]),
+        (["compare", "data", "--table", "1"], PRESETS["text"]),
+        (["search", "data"], PRESETS["text"]),
     ],
 )
 def test_without_a_name_it_depends_on_the_verb_and_the_data(
@@ -89,7 +89,7 @@ def test_a_preset_survives_json_and_builds_a_run(name: str) -> None:
 
 
 def test_the_official_preset_takes_a_step() -> None:
-    config = dataclasses.replace(OFFICIAL, train=TrainConfig(batch_size=64, epochs=1))
+    config = dataclasses.replace(PRESETS["official"], train=TrainConfig(batch_size=64, epochs=1))
     trainer, batch = build_trainer(SCHEMA, config, steps_per_epoch=10), rows(64)
     state = trainer.init()
     before = jax.device_get(state)

@@ -18,8 +18,8 @@ from d3jax.base import Feedback, Mode, Output
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config
 from d3jax.errors import ConfigError
-from d3jax.models import build_model
 from d3jax.parameters import initialize
+from d3jax.parts import build_model
 from d3jax.reads import NEEDS, get, idle, lacking, put, refuse_idle, setting_names
 from d3jax.training.fit import build_adapter, build_trainer
 from d3jax.training.loss import d3_balance
@@ -308,8 +308,8 @@ def test_every_rule_is_about_a_setting_or_a_section_and_what_it_asks_for_can_be_
     [
         (
             {"d3.form": "official"},
-            {"d3.generator_rank": 16},
-            "--generator-rank (d3.generator_rank) is 16, but nothing here reads it; use --form te",
+            {"d3.rank": 16},
+            "--rank (d3.rank) is 16, but nothing here reads it; use --form te",
         ),
         ({"model.backbone": "star"}, {"d3.width": 9}, "use a --backbone other than star and sar_n"),
         (

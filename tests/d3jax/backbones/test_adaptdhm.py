@@ -9,11 +9,16 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from d3jax.backbones.adaptdhm import AdaptDHMParams, AdaptDHMState, adaptdhm, follow, unit
+from d3jax.backbones.adaptdhm import (
+    AdaptDHMOptions,
+    AdaptDHMParams,
+    AdaptDHMState,
+    adaptdhm,
+    follow,
+    unit,
+)
 from d3jax.base import EVALUATION, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import d3, dense_head, towers
-from d3jax.options import AdaptDHMOptions
+from d3jax.heads import D3Options, d3, dense_head, towers
 from d3jax.parameters import count, declare_array, initialize
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from tests.conftest import Draw
@@ -21,7 +26,7 @@ from tests.d3jax import reference
 
 B, N, D, S, C = 16, 3, 4, 3, 4
 SMALL = AdaptDHMOptions(clusters=C, layers=(6, 5), rounds=3, decay=0.8, sharpness=4.0)
-D3 = D3Config(field_hidden=2, width=5)
+D3 = D3Options(field_hidden=2, width=5)
 HEADS = {"dense": dense_head(()), "towers": towers((3,)), "d3": d3(D3)}
 TRAIN = Mode(train=True)
 MASK = np.arange(B) % 5 != 3

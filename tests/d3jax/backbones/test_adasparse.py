@@ -12,22 +12,21 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from d3jax.backbones.adasparse import (
+    AdaSparseOptions,
     AdaSparseParams,
     AdaSparseState,
     adasparse,
     neuron_weights,
 )
 from d3jax.base import EVALUATION, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import d3, dense_head
-from d3jax.options import AdaSparseOptions
+from d3jax.heads import D3Options, d3, dense_head
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
 
 B, N, D, S = 8, 3, 4, 3
 SMALL = AdaSparseOptions(layers=(6, 5), scale=1.7, threshold=0.4, growth=0.25)
-HEADS = {"dense": dense_head(()), "d3": d3(D3Config(field_hidden=2, width=5))}
+HEADS = {"dense": dense_head(()), "d3": d3(D3Options(field_hidden=2, width=5))}
 TRAIN = Mode(train=True)
 forms = pytest.mark.parametrize("form", ["fusion", "scaling", "binary"])
 

@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from d3jax.backbones.adi import (
+    ADIOptions,
     ADIParams,
     ADIState,
     InterestParams,
@@ -21,10 +22,8 @@ from d3jax.backbones.adi import (
 )
 from d3jax.backbones.star import StarDense
 from d3jax.base import EVALUATION, Head, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import d3, d3_generator
+from d3jax.heads import D3Options, d3, d3_generator
 from d3jax.layers.normalization import Moments
-from d3jax.options import ADIOptions
 from d3jax.parameters import Tree, count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
@@ -45,7 +44,7 @@ OPTIONS: dict[str, ADIOptions] = {
     "one layer, no head layers": replace(SMALL, layers=(5,), head_layers=()),
     "rich": RICH,
 }
-D3 = D3Config(field_hidden=2, width=5, gate_layers=(6,))
+D3 = D3Options(field_hidden=2, width=5, gate_layers=(6,))
 HEADS: dict[str, Head] = {"d1": d3(replace(D3, parts="d1")), "d2": d3(D3)}
 MASK = np.array([True] * 9 + [False] * 3)
 ALL = np.array([2, 0, 0, 2, 1, 0, 2, 1, 1, 0, 1, 2], np.int32)

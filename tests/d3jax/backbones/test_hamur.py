@@ -10,19 +10,17 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from d3jax.backbones.hamur import HAMURParams, HAMURState, LowRank, hamur
+from d3jax.backbones.hamur import HAMUROptions, HAMURParams, HAMURState, LowRank, hamur
 from d3jax.base import EVALUATION, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
 from d3jax.errors import ConfigError
-from d3jax.heads import d3, dense_head
-from d3jax.options import HAMUROptions
+from d3jax.heads import D3Options, d3, dense_head
 from d3jax.parameters import count, declare_array
 from tests.conftest import Draw
 from tests.d3jax import reference
 
 B, N, D, S = 8, 3, 4, 3
 SMALL = HAMUROptions((6, 5), adapters=1, adapter_width=4, rank=2, hyper_layers=(3,))
-HEADS = {"dense": dense_head(()), "d3": d3(D3Config(field_hidden=2, width=5))}
+HEADS = {"dense": dense_head(()), "d3": d3(D3Options(field_hidden=2, width=5))}
 TRAIN = Mode(train=True)
 MASK = np.array([True, True, True, True, True, True, False, True])
 SCENARIO = np.array([0, 2, 0, 0, 2, 2, 2, 1])

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.backbones.m2m import M2MHeadParams, M2MParams, m2m, m2m_head
+from d3jax.backbones.m2m import M2MHeadParams, M2MOptions, M2MParams, m2m, m2m_head
 from d3jax.base import EVALUATION, Backbone, Generator, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import D3Params, d3, d3_generator, towers
+from d3jax.heads import D3Options, D3Params, d3, d3_generator, towers
 from d3jax.meta import MetaParams, meta_generator
-from d3jax.options import M2MOptions
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
@@ -24,7 +22,7 @@ from tests.d3jax.backbones import reference_m2m
 B, N, D, S, K = 7, 3, 4, 3, 2
 SMALL = M2MOptions(experts=K, width=3, knowledge=5, layers=(5,))
 DEEP = replace(SMALL, meta_layers=2, tower_blocks=2)
-D3 = D3Config(field_hidden=2, gate_layers=(6,))
+D3 = D3Options(field_hidden=2, gate_layers=(6,))
 META = meta_generator(SMALL.knowledge)
 SCENARIO = np.array([2, 0, 0, 2, 1, 0, 1], np.int32)
 WEIGHT = np.linspace(-1.0, 2.0, B)
@@ -182,7 +180,7 @@ def test_gradients_are_the_slopes_of_the_reference(draw: Draw) -> None:
         np.testing.assert_allclose((ours * direction).sum(), slope, rtol=3e-3, atol=1e-3)
 
 
-BACKBONES: dict[str, tuple[Generator | None, D3Config]] = {
+BACKBONES: dict[str, tuple[Generator | None, D3Options]] = {
     "meta": (META, D3),
     "d1 sites": (d3_generator(replace(D3, parts="d1")), D3),
     "d2 sites": (d3_generator(D3), D3),

@@ -8,18 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.backbones.m3oe import M3oEParams, m3oe
+from d3jax.backbones.m3oe import M3oEOptions, M3oEParams, m3oe
 from d3jax.base import EVALUATION, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import d3, dense_head
-from d3jax.options import M3oEOptions
+from d3jax.heads import D3Options, d3, dense_head
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
 
 B, N, D, S = 9, 3, 4, 3
 SMALL = M3oEOptions(star_width=6, width=5, experts=2, layers=(5, 4))
-HEADS = {"dense": dense_head(()), "d3": d3(D3Config(field_hidden=2, width=5))}
+HEADS = {"dense": dense_head(()), "d3": d3(D3Options(field_hidden=2, width=5))}
 TRAIN = Mode(train=True)
 
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.backbones.pepnet import pepnet_backbone
+from d3jax.backbones.pepnet import PEPNetOptions, pepnet_backbone
 from d3jax.base import EVALUATION, Backbone, Inputs, Mode, Sizes
-from d3jax.config import D3Config
 from d3jax.errors import ConfigError
-from d3jax.heads import d3, towers
+from d3jax.heads import D3Options, d3, towers
 from d3jax.layers.prior_gates import (
     GateUnit,
     PersonalizedParams,
@@ -21,7 +20,6 @@ from d3jax.layers.prior_gates import (
     gate_unit,
     pepnet,
 )
-from d3jax.options import PEPNetOptions
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
@@ -184,7 +182,7 @@ def gradient_of(backbone: Backbone) -> Callable[[Any, Inputs], Any]:
 
 
 def test_every_parameter_learns_also_with_d3_as_the_head(draw: Draw) -> None:
-    backbone = pepnet_backbone(d3(D3Config(field_hidden=2, width=5)), PEPNetOptions((6, 5)), PRIOR)
+    backbone = pepnet_backbone(d3(D3Options(field_hidden=2, width=5)), PEPNetOptions((6, 5)), PRIOR)
     params, _ = draw(backbone.declare(SIZES).params)
     rows = Rows(draw)
     for path, leaf in jax.tree.leaves_with_path(gradient_of(backbone)(params, rows.inputs)):

@@ -9,18 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.backbones.ple import LevelParams, PLEParams, ple
+from d3jax.backbones.ple import LevelParams, PLEOptions, PLEParams, ple
 from d3jax.base import EVALUATION, Inputs, Mode, Output, Sizes
-from d3jax.config import D3Config
-from d3jax.heads import d3, dense_head
-from d3jax.options import PLEOptions
+from d3jax.heads import D3Options, d3, dense_head
 from d3jax.parameters import count, declare_array
 from tests.conftest import Draw
 from tests.d3jax import reference
 
 B, N, D, S = 9, 3, 4, 3
 SMALL = PLEOptions(levels=2, own_experts=2, shared_experts=3, layers=(5, 4))
-HEADS = {"dense": dense_head(()), "d3": d3(D3Config(field_hidden=2, width=5))}
+HEADS = {"dense": dense_head(()), "d3": d3(D3Options(field_hidden=2, width=5))}
 TRAIN = Mode(train=True)
 
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from d3jax.backbones.sar_net import (
     ExpertMoments,
+    SARNetOptions,
     SARNetParams,
     mixture,
     sar_net,
@@ -19,7 +20,6 @@ from d3jax.backbones.sar_net import (
 from d3jax.backbones.star import StarDense
 from d3jax.base import EVALUATION, Backbone, Inputs, Mode, Output, Sizes
 from d3jax.layers.normalization import Moments
-from d3jax.options import SARNetOptions
 from d3jax.parameters import Tree, count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference

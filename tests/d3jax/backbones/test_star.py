@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from d3jax.backbones.star import (
+    STAROptions,
     STARParams,
     declare_star_dense,
     partitioned_norm,
@@ -22,7 +23,6 @@ from d3jax.base import EVALUATION, Backbone, Inputs, Mode, Output, Sizes
 from d3jax.layers.dense import dense, mlp
 from d3jax.layers.grouping import collect, group_rows, spread
 from d3jax.layers.normalization import BatchNorm, Moments, batch_norm
-from d3jax.options import STAROptions
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference

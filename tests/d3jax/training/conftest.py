@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from d3jax.batch import Field, Schema
-from d3jax.config import Config, D3Config, ModelConfig
+from d3jax.config import Config, ModelConfig
+from d3jax.heads import D3Options
 from tests.d3jax.training.world import make_batch
 
 
@@ -19,7 +20,7 @@ def config():
     """Small layers, so that a step compiles fast."""
     return Config(
         model=ModelConfig(embedding_dim=4, embedding_scale=0.3, bottom_layers=(8, 6)),
-        d3=D3Config(field_hidden=3, width=5, gate_layers=(6, 4)),
+        d3=D3Options(field_hidden=3, width=5, gate_layers=(6, 4)),
     )
 
 

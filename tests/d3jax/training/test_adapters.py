@@ -8,14 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
-
-from d3jax.base import EVALUATION, Feedback, Mode, Output
-from d3jax.batch import Batch
-from d3jax.config import AdapterConfig, ModelConfig, TrainConfig
-from d3jax.errors import ConfigError
-from d3jax.models import build_model
-from d3jax.parameters import initialize, named_leaves
 from d3jax.training.adapters import (
     AUC_BINS,
     AUC_LIMIT,
@@ -29,8 +21,6 @@ from d3jax.training.adapters import (
     period_of,
     score_histogram,
 )
-from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_adapter, build_trainer
 from d3jax.training.learned_weights import (
     declare_learned,
     default_watched,
@@ -42,6 +32,16 @@ from d3jax.training.learned_weights import (
     uncertainty,
     uncertainty_gradient,
 )
+from sklearn.metrics import roc_auc_score
+
+from d3jax.base import EVALUATION, Feedback, Mode, Output
+from d3jax.batch import Batch
+from d3jax.config import AdapterConfig, ModelConfig, TrainConfig
+from d3jax.errors import ConfigError
+from d3jax.parameters import initialize, named_leaves
+from d3jax.parts import build_model
+from d3jax.training.checkpoint.checkpoints import Checkpoints
+from d3jax.training.fit import build_adapter, build_trainer
 from d3jax.training.loss import binary_cross_entropy, unweighted
 from d3jax.training.sharding import make_mesh, place_batch
 from tests.d3jax.training import reference_adapters as reference

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from d3jax.base import EVALUATION, Output
-from d3jax.config import BalanceConfig, TrainConfig
+from d3jax.config import TrainConfig
 from d3jax.embedding import EmbeddingParams
 from d3jax.errors import ConfigError, DataError, Preempted, TrainingError
-from d3jax.models import build_model
 from d3jax.parameters import named_leaves
+from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import (
     Data,
@@ -28,6 +28,7 @@ from d3jax.training.fit import (
     place_ahead,
     total_steps,
 )
+from d3jax.training.loss import BalanceOptions
 from d3jax.training.metrics import Evaluation, Metrics
 from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.step import Scored, StepInfo
@@ -506,7 +507,7 @@ def test_batches_are_placed_ahead_in_order(trainer, schema, number):
 
 @pytest.mark.parametrize(("ratio", "first"), [(0.0, 0), (0.5, 6), (0.99, 11), (1.0, None)])
 def test_the_balance_starts_after_its_share_of_all_steps(schema, config, ratio, first):
-    config = dataclasses.replace(config, train=CONFIG, balance=BalanceConfig(start_ratio=ratio))
+    config = dataclasses.replace(config, train=CONFIG, balance=BalanceOptions(start_ratio=ratio))
     adapter = build_adapter(config, build_model(schema, config), STEPS)
     rng = np.random.default_rng(0)
     attention = jnp.asarray(rng.normal(size=(64, 3, 3)), jnp.float32)

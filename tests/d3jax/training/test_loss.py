@@ -6,8 +6,13 @@ import pytest
 from d3jax.balance import complexity_weights, specificity_weights
 from d3jax.base import EVALUATION, Output
 from d3jax.batch import Batch
-from d3jax.config import BalanceConfig
-from d3jax.training.loss import binary_cross_entropy, d3_balance, row_complexity, unweighted
+from d3jax.training.loss import (
+    BalanceOptions,
+    binary_cross_entropy,
+    d3_balance,
+    row_complexity,
+    unweighted,
+)
 
 
 def test_cross_entropy_matches_float64_and_stays_finite():
@@ -41,7 +46,7 @@ def weights(config, output, batch, step=5, start=5):
 
 
 def test_weights_are_complexity_times_specificity(output, six):
-    config = BalanceConfig(complexity_shift=0.2, specificity_scale=0.3, lower=0.05, upper=0.9)
+    config = BalanceOptions(complexity_shift=0.2, specificity_scale=0.3, lower=0.05, upper=0.9)
     expected = complexity_weights(
         row_complexity(config, output.attention), six.mask, lower=0.05, upper=0.9, shift=0.2
     ) * specificity_weights(output.gate, scale=0.3)
@@ -49,25 +54,25 @@ def test_weights_are_complexity_times_specificity(output, six):
 
 
 def test_weights_before_the_start_are_one(output, six):
-    np.testing.assert_array_equal(weights(BalanceConfig(), output, six, step=4), np.ones(6))
+    np.testing.assert_array_equal(weights(BalanceOptions(), output, six, step=4), np.ones(6))
 
 
 def test_a_model_without_attention_is_weighed_by_its_gate(output, six):
     gate_only = output._replace(attention=None)
     expected = 0.5 + np.asarray(output.gate[:, 0])
     np.testing.assert_allclose(
-        weights(BalanceConfig(), gate_only, six), expected, rtol=1e-6, atol=1e-6
+        weights(BalanceOptions(), gate_only, six), expected, rtol=1e-6, atol=1e-6
     )
 
 
 def test_normalised_weights_have_mean_one_over_real_rows(output, six):
-    given = np.asarray(weights(BalanceConfig(normalize=True), output, six))
+    given = np.asarray(weights(BalanceOptions(normalize=True), output, six))
     assert given[:5].mean() == pytest.approx(1.0, rel=1e-6)
 
 
 def test_literal_sign_turns_the_order_around(output):
-    plain = row_complexity(BalanceConfig(), output.attention)
-    literal = row_complexity(BalanceConfig(literal_sign=True), output.attention)
+    plain = row_complexity(BalanceOptions(), output.attention)
+    literal = row_complexity(BalanceOptions(literal_sign=True), output.attention)
     np.testing.assert_array_equal(literal, -plain)
 
 
@@ -80,14 +85,14 @@ def test_entropy_forms(output, entropy):
     expected = -(attention * np.log(attention)).sum(-1).mean(-1)
     if entropy != "naive":
         expected = expected - np.log(3)
-    ours = row_complexity(BalanceConfig(entropy=entropy), output.attention)
+    ours = row_complexity(BalanceOptions(entropy=entropy), output.attention)
     np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
 def test_weights_pass_no_gradient(output, six):
     def total(scale):
         moved = output._replace(attention=output.attention * scale, gate=output.gate * scale)
-        return weights(BalanceConfig(), moved, six).sum()
+        return weights(BalanceOptions(), moved, six).sum()
 
     assert jax.grad(total)(1.0) == 0.0
 

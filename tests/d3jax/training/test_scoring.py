@@ -9,7 +9,7 @@ from d3jax.base import ModelParams
 from d3jax.batch import Batch
 from d3jax.config import OptimizerConfig
 from d3jax.embedding import EmbeddingParams
-from d3jax.models import build_model
+from d3jax.parts import build_model
 from d3jax.training import scoring
 from d3jax.training.loss import unweighted
 from d3jax.training.metrics import Scores

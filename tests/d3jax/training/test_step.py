@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec as P
 from d3jax import generation
 from d3jax.base import Mode
 from d3jax.batch import Batch
-from d3jax.config import BalanceConfig, OptimizerConfig
-from d3jax.models import build_model
+from d3jax.config import OptimizerConfig
 from d3jax.parameters import DATA_AXIS
+from d3jax.parts import build_model
 from d3jax.training.fit import build_trainer
-from d3jax.training.loss import binary_cross_entropy, d3_balance, unweighted
+from d3jax.training.loss import BalanceOptions, binary_cross_entropy, d3_balance, unweighted
 from d3jax.training.optimizer import Optimizer, build_optimizer
 from d3jax.training.sharding import make_mesh, place_batch, replicate
 from d3jax.training.step import StepOptions, init_state, make_score_step, make_train_step
@@ -64,7 +64,7 @@ HEADS = {
     "d3": {},
     "d1": {"parts": "d1"},
     "official": {"form": "official", "head_layers": (4,), "detach_generator": True},
-    "factored": {"generator_rank": 2},
+    "factored": {"rank": 2},
 }
 
 
@@ -77,7 +77,7 @@ def test_loss_and_gradient_are_those_of_the_real_rows(
     monkeypatch.setattr(generation, "BLOCK", 2)
     d3 = dataclasses.replace(config.d3, **HEADS[head])
     model = build_model(schema, dataclasses.replace(config, d3=d3))
-    adapter = d3_balance(BalanceConfig(), start_step=0)
+    adapter = d3_balance(BalanceOptions(), start_step=0)
     (loss, gradient), before = reference(model, adapter, batch)
     state, info, _ = after_steps(model, adapter, devices, [batch], gradient_descent)
     stepped = jax.tree.map(lambda old, new: old - new, before, state.params)
@@ -91,7 +91,7 @@ def test_loss_and_gradient_are_those_of_the_real_rows(
 
 def test_eight_devices_equal_one_over_several_steps(schema, config):
     model = build_model(schema, config)
-    adapter = d3_balance(BalanceConfig(), start_step=2)
+    adapter = d3_balance(BalanceOptions(), start_step=2)
     batches = [make_batch(schema, 64, seed, padding=5 * seed) for seed in range(4)]
     one, info_one, _ = after_steps(model, adapter, 1, batches)
     eight, info_eight, _ = after_steps(model, adapter, 8, batches)
@@ -125,7 +125,7 @@ def test_slices_are_the_same_rows_on_any_number_of_devices(schema, config, batch
     """D3's weights are normalised within a slice, so that slices of other rows would show."""
     model_config = dataclasses.replace(config.model, embedding_dropout=0.3)
     model = build_model(schema, dataclasses.replace(config, model=model_config))
-    adapter = d3_balance(BalanceConfig(), start_step=0)
+    adapter = d3_balance(BalanceOptions(), start_step=0)
     one, info_one = sliced(model, adapter, batch, 1, 4)
     eight, info_eight = sliced(model, adapter, batch, 8, 4)
     assert info_eight.loss == pytest.approx(info_one.loss, abs=1e-6)
@@ -150,15 +150,15 @@ def test_a_weight_schedule_changes_nothing_before_it_starts(schema, config, batc
     model = build_model(schema, config)
     batches = [batch] * 4
     plain, _, _ = after_steps(model, unweighted(), 8, batches)
-    later, _, _ = after_steps(model, d3_balance(BalanceConfig(), 4), 8, batches)
-    earlier, _, _ = after_steps(model, d3_balance(BalanceConfig(), 3), 8, batches)
+    later, _, _ = after_steps(model, d3_balance(BalanceOptions(), 4), 8, batches)
+    earlier, _, _ = after_steps(model, d3_balance(BalanceOptions(), 3), 8, batches)
     same = jax.tree.map(np.array_equal, plain.params, later.params)
     assert all(jax.tree.leaves(same))
     assert largest_difference(plain.params, earlier.params) > 1e-4
 
 
 def test_neutral_weights_make_d3_equal_d2(schema, config, batch):
-    neutral = BalanceConfig(
+    neutral = BalanceOptions(
         complexity_shift=1, complexity_scale=0, specificity_shift=1, specificity_scale=0
     )
     model = build_model(schema, config)
@@ -186,7 +186,7 @@ def test_padding_and_its_contents_change_nothing(schema, config, batch):
         batch,
         noise,
     )._replace(mask=batch.mask)
-    adapter = d3_balance(BalanceConfig(), 0)
+    adapter = d3_balance(BalanceOptions(), 0)
     ours, _, _ = after_steps(model, adapter, 8, [batch])
     theirs, _, _ = after_steps(model, adapter, 8, [other])
     assert largest_difference(moments(ours), moments(theirs)) < 1e-6
@@ -213,7 +213,7 @@ def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, bat
 @pytest.mark.parametrize("devices", [1, 8])
 def test_scores_are_weighed_as_the_balance_weighs_the_batch(schema, config, batch, devices):
     model = build_model(schema, config)
-    mesh, balance = make_mesh(jax.devices()[:devices]), d3_balance(BalanceConfig(), 0)
+    mesh, balance = make_mesh(jax.devices()[:devices]), d3_balance(BalanceOptions(), 0)
     state = init_state(model, balance, adamw_for(model), seed=0)
     placed = replicate(mesh, state)
     score = make_score_step(model, mesh, balance)

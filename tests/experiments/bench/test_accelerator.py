@@ -15,7 +15,7 @@ from experiments.bench.workload import WORKLOADS, make_schema
 @pytest.mark.parametrize("rank", [0, 32])
 def test_a_step_is_the_papers_with_the_batchs_rows_of_the_table(rank: int) -> None:
     config = config_of("bf16", rank, 512)
-    assert (config.d3.form, config.d3.precision, config.d3.generator_rank) == ("text", "bf16", rank)
+    assert (config.d3.form, config.d3.precision, config.d3.rank) == ("text", "bf16", rank)
     assert config.train.batch_size == 512
     assert config.optimizer.embedding_update == "lazy_adamw"
 

@@ -22,7 +22,7 @@ def answers() -> Callable[[Request], dict[str, Any]]:
     rates = itertools.cycle((1000.0, 4000.0, 2000.0))
 
     def answer(request: Request) -> dict[str, Any]:
-        if request.variant.config.d3.generator_rank == 32:
+        if request.variant.config.d3.rank == 32:
             raise ChildError("no memory")
         rate = next(rates)
         return {
@@ -44,7 +44,7 @@ def test_every_size_names_a_workload_and_its_models() -> None:
     ]
     assert {size.workload for size in listed} <= set(WORKLOADS)
     assert list(listed[0].models) == ["plain", "D3, the paper's", "D3, rank 32"]
-    assert [listed[0].models[name].config.d3.generator_rank for name in listed[0].models][1:] == [
+    assert [listed[0].models[name].config.d3.rank for name in listed[0].models][1:] == [
         0,
         32,
     ]

@@ -122,7 +122,7 @@ def test_rank(children: Children, tmp_path: Path) -> None:
     rank.main(RankBench(("tiny",), (0, 8), rounds=2, out=tmp_path / "rank.json"))
     results = json.loads((tmp_path / "rank.json").read_text())["results"]
     assert [line["variant"] for line in results["tiny"]] == ["rank 0", "rank 8"]
-    ranks = [asked.variant.config.d3.generator_rank for asked in children.asked]
+    ranks = [asked.variant.config.d3.rank for asked in children.asked]
     assert ranks == [0, 8, 0, 8]
 
 

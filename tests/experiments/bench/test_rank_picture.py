@@ -14,7 +14,7 @@ def write_run(folder: Path, rank: int, auc: list[float]) -> Path:
     summary = {f"seed-{i}": {"overall": {"auc": value}} for i, value in enumerate(auc)}
     (folder / "seed-0").mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(summary))
-    config = {"config": {"d3": {"generator_rank": rank}}}
+    config = {"config": {"d3": {"rank": rank}}}
     (folder / "seed-0" / "config.json").write_text(json.dumps(config))
     return folder
 

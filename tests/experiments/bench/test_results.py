@@ -10,8 +10,8 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from d3jax.models import build_model
 from d3jax.parameters import count
+from d3jax.parts import build_model
 from experiments.bench.limits import Limits
 from experiments.bench.results import Line, draw, make_line, results_table
 from experiments.bench.timing import Summary

@@ -53,5 +53,5 @@ def test_who_moves_the_whole_table() -> None:
 def test_sizes_of_d3() -> None:
     for config in (variants("d3")[0].config, text_d3(), text_d3(32)):
         assert (config.d3.field_hidden, config.d3.width, config.balance.start_ratio) == (64, 128, 0)
-    assert text_d3(32).d3.generator_rank == 32
+    assert text_d3(32).d3.rank == 32
     assert variants("d3")[0].config.d3.form == "official"

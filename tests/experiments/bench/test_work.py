@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from d3jax.config import Config
-from d3jax.models import build_model
 from d3jax.parameters import initialize
+from d3jax.parts import build_model
 from experiments.bench.variants import reference, text_d3
 from experiments.bench.work import (
     Work,

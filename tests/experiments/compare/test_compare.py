@@ -20,9 +20,10 @@ from rich.console import Console
 
 from d3jax.batch import Field
 from d3jax.cli import main, parse
-from d3jax.config import BalanceConfig, Config, ModelConfig, TrainConfig
+from d3jax.config import Config, ModelConfig, TrainConfig
 from d3jax.data.prepared import open_prepared
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
+from d3jax.training.loss import BalanceOptions
 from d3jax.training.metrics import Evaluation, Metrics
 from experiments.compare import cells, compare
 from experiments.compare.cells import CellResult
@@ -242,7 +243,7 @@ def test_runs_whose_best_weights_are_older_than_the_weighing_are_counted(prepare
         "Plain + D3: in 1 of 3 runs the best weights came before rows began to be weighed, "
         f"at step {start}."
     ]
-    never = replace(plan, config=replace(CONFIG, balance=BalanceConfig(start_ratio=1.0)))
+    never = replace(plan, config=replace(CONFIG, balance=BalanceOptions(start_ratio=1.0)))
     assert compare._unweighed(never, data, results) == []
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from d3jax.backbones import refusal
 from d3jax.batch import Field, Schema
-from d3jax.config import BalanceConfig, Config, differences
+from d3jax.config import Config, differences
 from d3jax.errors import ConfigError
+from d3jax.parts import refusal
+from d3jax.training.loss import BalanceOptions
 from experiments.compare.paper import ALI_CCP, printed
 from experiments.compare.tables import FIGURES, MLP, TABLES, find_table
 
@@ -65,7 +66,7 @@ def test_each_open_point_is_d3_with_one_thing_changed() -> None:
 
 def test_figure_3_changes_the_start_alone() -> None:
     methods = find_table(None, 3, "adi", None).methods[1:]
-    config = Config(balance=BalanceConfig(start_ratio=0.3))
+    config = Config(balance=BalanceOptions(start_ratio=0.3))
     starts = [method.configure(config, 0).balance.start_ratio for method in methods]
     assert starts == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert [method.base for method in methods] == ["ADI + D3, start 1"] * 4 + [None]

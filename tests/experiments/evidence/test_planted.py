@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d3jax.config import Config, D3Config, ModelConfig, TrainConfig
+from d3jax.config import Config, ModelConfig, TrainConfig
 from d3jax.data.prepared import open_prepared
 from d3jax.evaluate import best_possible
+from d3jax.heads import D3Options
 from experiments.evidence.planted import Study, command, main, precision, settings, three_methods
 
 TINY = Config(
     model=ModelConfig(embedding_dim=4, bottom_layers=(8,), tower_layers=(4,)),
-    d3=D3Config(field_hidden=2, width=4, gate_layers=(4,)),
+    d3=D3Options(field_hidden=2, width=4, gate_layers=(4,)),
     train=TrainConfig(batch_size=1024, epochs=1),
 )
 

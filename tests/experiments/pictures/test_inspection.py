@@ -15,7 +15,7 @@ from d3jax.cli import main
 from d3jax.data.loader import evaluation_batches
 from d3jax.data.prepared import open_prepared
 from d3jax.evaluate import load_best
-from d3jax.models import build_model
+from d3jax.parts import build_model
 from d3jax.pictures.charts import Curve
 from d3jax.run import open_run
 from d3jax.training.metrics import evaluate_scores

@@ -15,20 +15,15 @@ import pytest
 from rich.console import Console
 
 from d3jax.cli import main, parse
-from d3jax.config import (
-    BalanceConfig,
-    Config,
-    D3Config,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.data.prepared import Prepared
 from d3jax.errors import ConfigError, OutputError, Preempted, TrainingError
+from d3jax.heads import D3Options
 from d3jax.presets import read_preset
+from d3jax.training.loss import BalanceOptions
 from experiments.compare.tables import MLP, Method, Table
-from experiments.search.search import Search, finalists, search, search_table, train_on_validation
 from experiments.search import search as searching
+from experiments.search.search import Search, finalists, search, search_table, train_on_validation
 from experiments.search.spaces import SPACES, check_space, paper, wide
 from tests.flags import said
 
@@ -349,16 +344,16 @@ def test_the_wide_space_varies_what_the_model_has() -> None:
     assert "-".join(map(str, own.model.bottom_layers)) == trial.params["bottom_layers"]
     trial = study.ask()
     d3 = wide(trial, Config())
-    assert {"field_hidden", "width", "generator_rank", "start_ratio"} < set(trial.params)
-    assert d3.d3.generator_rank == trial.params["generator_rank"]
+    assert {"field_hidden", "width", "rank", "start_ratio"} < set(trial.params)
+    assert d3.d3.rank == trial.params["rank"]
 
 
 @pytest.mark.parametrize("space", ["paper", "wide"])
 def test_the_start_of_a_space_draws_the_settings_themselves(space: str) -> None:
     config = Config(
         model=ModelConfig(embedding_dropout=0.35, bottom_layers=(64,)),
-        d3=D3Config(field_hidden=16, generator_rank=4),
-        balance=BalanceConfig(start_ratio=0.25, complexity_shift=0.3),
+        d3=D3Options(field_hidden=16, rank=4),
+        balance=BalanceOptions(start_ratio=0.25, complexity_shift=0.3),
         train=TrainConfig(epochs=4),
     )
     found = SPACES[space].start(config)

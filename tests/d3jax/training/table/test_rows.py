@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from d3jax.batch import EMPTY, Field, Schema
 from d3jax.config import OptimizerConfig
 from d3jax.errors import ConfigError
-from d3jax.models import build_model
 from d3jax.parameters import DATA_AXIS, REPLICATED, SHARDED, Parameter, initialize
+from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import build_trainer
 from d3jax.training.optimizer import adamw, build_optimizer

@@ -1,90 +1,48 @@
-"""Loss adapters whose weights are learned beside the model: uncertainty weighting and GradNorm.
-
-Each scenario has one number that its own Adam moves; it and its moments stay as they are in a
-step without rows of the scenario.
-"""
+"""GradNorm: scenarios that learn slowly get the larger gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from d3jax.adapters.learned import Learned, declare_learned, descend, scenario_means
+from d3jax.adapters.scenarios import scenario_rows, scenario_totals, weigh_scenarios
 from d3jax.base import Feedback, LossAdapter, Mode
 from d3jax.batch import Batch
-from d3jax.config import AdapterConfig, Aggregation
+from d3jax.checks import within
+from d3jax.choice import AdapterChoice
 from d3jax.errors import ConfigError
-from d3jax.parameters import Initializer, Parameter, Tree, declare_array, named_leaves, ones, zeros
-from d3jax.training.adapters import scenario_rows, scenario_totals, weigh_scenarios
+from d3jax.parameters import Tree, named_leaves, ones
+from d3jax.registry import Part
 from d3jax.training.loss import binary_cross_entropy
+from d3jax.typed import check_types
 
 GRADNORM_RATE, GRADNORM_LEAST = 0.025, 1e-3
 """Step size and least weight of GradNorm."""
 
-ADAM = optax.scale_by_adam()
+
+@dataclass(frozen=True)
+class GradNormOptions:
+    """GradNorm."""
+
+    asymmetry: float = 1.5
+    """Exponent of the target; the larger, the more it favours scenarios that learn slowly."""
+    watched: str = ""
+    """Kernel whose gradients are compared, such as bottom.1.kernel; empty: the last shared."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "gradnorm.")
+        within("gradnorm.asymmetry", self.asymmetry, 0, 100)
 
 
-class Learned(NamedTuple):
-    """A number per scenario [S], and its Adam moments, with a step count of its own."""
-
-    value: Float[Array, " S"]
-    adam: optax.ScaleByAdamState
-
-
-def declare_learned(num_scenarios: int, init: Initializer) -> Learned:
-    """The numbers by their initialiser, and moments of zero."""
-    values = jax.ShapeDtypeStruct((num_scenarios,), jnp.float32)
-    moments = jax.eval_shape(jax.vmap(ADAM.init), values)
-    adam = jax.tree.map(lambda leaf: Parameter(leaf.shape, dtype=leaf.dtype), moments)
-    return Learned(declare_array((num_scenarios,), init), adam)
-
-
-def descend(
-    learned: Learned, gradient: Float[Array, " S"], present: Bool[Array, " S"], rate: float
-) -> Learned:
-    """One Adam step of size `rate` for the scenarios that are present."""
-    direction, adam = jax.vmap(ADAM.update)(gradient, learned.adam)
-    moved = Learned(learned.value - rate * direction, adam)
-    return jax.tree.map(partial(jnp.where, present), moved, learned)
-
-
-def uncertainty(config: AdapterConfig, num_scenarios: int, learning_rate: float) -> LossAdapter:
-    """Uncertainty weighting (Kendall et al., CVPR 2018): noisy scenarios count less.
-
-    η = ln σ² of each scenario minimises exp(-η) L + η / 2; the weight is exp(-η).
-    """
-
-    def update(state: Learned, feedback: Feedback, step: Array, mode: Mode) -> Learned:
-        losses, rows = _scenario_means(feedback.losses, feedback.batch, num_scenarios, mode)
-        gradient = uncertainty_gradient(state.value, losses, rows, config.aggregation)
-        return descend(state, gradient, rows > 0, learning_rate)
-
-    row_weights = weigh_scenarios(config.aggregation, lambda state: jnp.exp(-state.value))
-    declared = declare_learned(num_scenarios, zeros)
-    return LossAdapter(declared, binary_cross_entropy, row_weights, update)
-
-
-def uncertainty_gradient(
-    eta: Float[Array, " S"],
-    losses: Float[Array, " S"],
-    rows: Float[Array, " S"],
-    aggregation: Aggregation,
-) -> Float[Array, " S"]:
-    """The derivative of exp(-η) L + η / 2, zero at exp(η) = 2 L; L is the mean loss.
-
-    A mean over rows counts each scenario by its share of them.
-    """
-    gradient = 0.5 - jnp.exp(-eta) * losses
-    return gradient * rows / jnp.maximum(rows.sum(), 1.0) if aggregation == "row" else gradient
-
-
-def gradnorm(config: AdapterConfig, num_scenarios: int, watched: str) -> LossAdapter:
+def gradnorm(
+    options: GradNormOptions, aggregation: str, num_scenarios: int, watched: str
+) -> LossAdapter:
     """GradNorm (Chen et al., ICML 2018): scenarios that learn slowly get the larger gradients.
 
     `watched` names the shared parameter whose gradients are compared. The weights sum to S.
@@ -93,13 +51,13 @@ def gradnorm(config: AdapterConfig, num_scenarios: int, watched: str) -> LossAda
     def update(state: Learned, feedback: Feedback, step: Array, mode: Mode) -> Learned:
         norms = feedback.gradient_norms
         assert norms is not None, "the step gives an adapter the norms of what it watches"
-        losses, rows = _scenario_means(feedback.losses, feedback.batch, num_scenarios, mode)
+        losses, rows = scenario_means(feedback.losses, feedback.batch, num_scenarios, mode)
         present = rows > 0
-        gradient = gradnorm_gradient(state.value, norms, losses, present, config.asymmetry)
+        gradient = gradnorm_gradient(state.value, norms, losses, present, options.asymmetry)
         moved = descend(state, gradient, present, GRADNORM_RATE)
         return moved._replace(value=rescale(moved.value, present))
 
-    row_weights = weigh_scenarios(config.aggregation, lambda state: state.value)
+    row_weights = weigh_scenarios(aggregation, lambda state: state.value)
     declared = declare_learned(num_scenarios, ones)
     return LossAdapter(declared, binary_cross_entropy, row_weights, update, watched)
 
@@ -174,8 +132,8 @@ def find_watched(declaration: Tree, name: str) -> str:
         return default_watched(declaration)
     if name not in (names := named_leaves(declaration)):
         raise ConfigError(
-            f"watched is {name!r}, which is no parameter of the network; "
-            f"use --watched with one of {', '.join(names)}"
+            f"gradnorm.watched is {name!r}, which is no parameter of the network; "
+            f"use --gradnorm.watched with one of {', '.join(names)}"
         )
     return name
 
@@ -194,13 +152,14 @@ def default_watched(declaration: Tree) -> str:
         return found[-1]
     raise ConfigError(
         "this network has no shared kernel that gradnorm could watch by default; name one of its "
-        f"parameters with --watched: {', '.join(names)}"
+        f"parameters with --gradnorm.watched: {', '.join(names)}"
     )
 
 
-def _scenario_means(
-    losses: Float[Array, " B"], batch: Batch, num_scenarios: int, mode: Mode
-) -> tuple[Float[Array, " S"], Float[Array, " S"]]:
-    """The mean loss of each scenario (0 for an absent one), and its number of rows."""
-    rows = scenario_rows(batch, num_scenarios, mode)
-    return scenario_totals(losses, batch, num_scenarios, mode) / jnp.maximum(rows, 1.0), rows
+def _build(choice: AdapterChoice) -> LossAdapter:
+    options: GradNormOptions = choice.options
+    watched = find_watched(choice.network, options.watched)
+    return gradnorm(options, choice.aggregation, choice.schema.num_scenarios, watched)
+
+
+PART = Part(_build, GradNormOptions)

@@ -1,0 +1,166 @@
+"""From a configuration to the parts it names: the one place where names become functions.
+
+The heads that have names are here too, since D3's has two forms in two files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from d3jax.base import Backbone, Head, LossAdapter, Model
+from d3jax.batch import Schema
+from d3jax.choice import AdapterChoice, BackboneChoice, HeadChoice
+from d3jax.config import Config
+from d3jax.errors import ConfigError
+from d3jax.heads import WHOLE_WIDTH, D3Options, d3, dense_head, generated
+from d3jax.layers.prior_gates import pepnet, prior_fields
+from d3jax.meta import meta_generator
+from d3jax.models import assemble
+from d3jax.needs import GATED, generates_inside
+from d3jax.official import d3_official
+from d3jax.registry import ADAPTERS, BACKBONES, HEADS, Part
+from d3jax.training.loss import BalanceOptions, d3_balance, unweighted
+
+META_KNOWLEDGE = 64
+"""Width of the knowledge of M2M's generator where it takes D3's place (Jia et al., 2024)."""
+
+
+def _own(choice: HeadChoice) -> Head:
+    return choice.own
+
+
+def _d3(choice: HeadChoice) -> Head:
+    options: D3Options = choice.options
+    options = dataclasses.replace(options, width=options.width or choice.width)
+    return d3_official(options) if options.form == "official" else d3(options, choice.tail)
+
+
+def _m2m_wg(choice: HeadChoice) -> Head:
+    return generated(meta_generator(META_KNOWLEDGE), WHOLE_WIDTH, choice.tail or dense_head())
+
+
+def _pepnet_wg(choice: HeadChoice) -> Head:
+    return pepnet(prior_fields(choice.schema), WHOLE_WIDTH)
+
+
+OWN, M2M_WG, PEPNET_WG = Part(_own), Part(_m2m_wg), Part(_pepnet_wg)
+D3 = Part(_d3, D3Options, more={"balance": BalanceOptions})
+
+
+def build_model(schema: Schema, config: Config) -> Model:
+    """Return the model that the configuration names, for rows of `schema`.
+
+    Raises `ConfigError`, with the reason, for a backbone and head that don't go together.
+    """
+    return assemble(schema, build_backbone(schema, config), config.model)
+
+
+def build_backbone(schema: Schema, config: Config) -> Backbone:
+    """Return the backbone with its head, as the configuration names them.
+
+    Raises `ConfigError`, with the reason, for a pair that makes no sense.
+    """
+    if reason := refusal(schema, config):
+        raise ConfigError(reason)
+    name, head = config.model.backbone, config.model.head
+
+    def make_head(own: Head, width: int, tail: Head | None) -> Head:
+        part = HEADS.find(head)
+        options = None if part.options is None else getattr(config, head)
+        return part.build(HeadChoice(schema, options, own, width, tail))
+
+    part = BACKBONES.find(name)
+    choice = BackboneChoice(
+        schema=schema,
+        options=None if part.options is None else getattr(config, name),
+        bottom_layers=config.model.bottom_layers,
+        tower_layers=config.model.tower_layers,
+        head_name=head,
+        make_head=make_head,
+        d3=config.d3 if head == "d3" else None,
+    )
+    return part.build(choice)
+
+
+def refusal(schema: Schema, config: Config) -> str | None:
+    """Return why this backbone and head don't go together, and what to use; None when they do."""
+    backbone, head = config.model.backbone, config.model.head
+    if backbone in GATED and head not in ("own", "d3"):
+        return (
+            f"{backbone} has no tower or generated layer that {head} could replace; "
+            "use --head own or --head d3"
+        )
+    if backbone in GATED and head == "d3" and config.d3.parts == "d1":
+        return (
+            f"{backbone} takes D3's fusion gate and loss weight only, and d1 has neither; "
+            "use --parts d2 or --parts d3"
+        )
+    if backbone == "m2m" and head not in ("own", "d3"):
+        return (
+            f"m2m generates its layers by its own meta unit, which {head} does not replace; "
+            "use --head own or --head d3"
+        )
+    if head == "d3" and config.d3.form == "official" and _takes_generator(config):
+        return (
+            f"the official form of D3 is a head, and {backbone} takes none; "
+            "use --form text, or the plain backbone"
+        )
+    if head == "pepnet_wg" and backbone == "pepnet":
+        return "pepnet gates its layers already; use --head own or --head d3"
+    if "pepnet" in (backbone, head.removesuffix("_wg")) and not prior_fields(schema):
+        return (
+            "PEPNet reads the user's and the item's field, and the schema names neither; "
+            "use --head d3 on another backbone, or name the fields when preparing the data"
+        )
+    return None
+
+
+def _takes_generator(config: Config) -> bool:
+    """Return whether D3 goes inside the backbone instead of on top of it."""
+    return generates_inside(config) or config.model.backbone in GATED
+
+
+def build_adapter(config: Config, model: Model, steps_per_epoch: int) -> LossAdapter:
+    """Return the loss adapter that the configuration names, for a run of `config.train.epochs`.
+
+    Raises `ConfigError` when D3's balance and another adapter would both weigh rows, or when
+    there is no parameter that gradnorm could watch.
+    """
+    steps = config.train.epochs * steps_per_epoch
+    if config.has_balance:
+        return _build_balance(config, steps)
+    name = config.adapter.adapter
+    part = ADAPTERS.find(name)
+    choice = AdapterChoice(
+        schema=model.schema,
+        options=None if part.options is None else getattr(config, name),
+        aggregation=config.adapter.aggregation,
+        network=model.declared.params.network,
+        learning_rate=config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps,
+    )
+    return part.build(choice)
+
+
+def _build_balance(config: Config, steps: int) -> LossAdapter:
+    adapter, aggregation = config.adapter.adapter, config.adapter.aggregation
+    if adapter != "none" or aggregation != "row":
+        other = f"adapter {adapter}" if adapter != "none" else f"aggregation {aggregation}"
+        raise ConfigError(f"{other} and D3's balance (parts d3) both weigh rows; use --parts d2")
+    start = balance_start(config, steps)
+    # A ratio of 1 means never, also when the last step would be the first weighted one.
+    return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
+
+
+def balance_start(config: Config, steps: int) -> int:
+    """Return how many steps of a run that takes at most `steps` D3 leaves unweighed."""
+    return math.floor(config.balance.start_ratio * steps)
+
+
+def balance_of(config: Config) -> LossAdapter | None:
+    """Return D3's weighing of rows as it is once it has started; None for a model without."""
+    if not config.has_balance or config.balance.start_ratio == 1:
+        return None
+    return d3_balance(config.balance, start_step=0)
