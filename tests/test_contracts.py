@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.backbones import BACKBONES, refusal
+from d3jax.adapters.dtp import DTPOptions
+from d3jax.adapters.dwa import DWAOptions
 from d3jax.balance import weighted_loss
 from d3jax.base import EVALUATION, Mode, Model
 from d3jax.batch import Batch, Field, Schema
@@ -20,7 +21,8 @@ from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig
 from d3jax.errors import ConfigError, DataError
 from d3jax.heads import D3Options
 from d3jax.parameters import initialize, named_leaves
-from d3jax.parts import build_model
+from d3jax.parts import build_model, refusal
+from d3jax.registry import BACKBONES
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy
@@ -60,7 +62,7 @@ def sensible() -> dict[str, Config]:
         f"{backbone}-{head}" + (f"-{parts}" if head == "d3" else ""): config_of(
             backbone, head, parts
         )
-        for backbone, (head, parts) in itertools.product(BACKBONES, heads)
+        for backbone, (head, parts) in itertools.product(BACKBONES.names(), heads)
     }
     return {name: config for name, config in configs.items() if refusal(SCHEMA, config) is None}
 
@@ -243,8 +245,8 @@ def assert_same_future(trainer, state, restored):
 
 
 ADAPTERS = {
-    "dwa": AdapterConfig("dwa", "scenario_sum", period_steps=1),
-    "dtp": AdapterConfig("dtp", period_steps=1),
+    "dwa": AdapterConfig("dwa", "scenario_sum"),
+    "dtp": AdapterConfig("dtp"),
     "gradnorm": AdapterConfig("gradnorm", "scenario_sum"),
     "uncertainty": AdapterConfig("uncertainty", "scenario_sum"),
 }
@@ -260,6 +262,8 @@ def test_every_adapter_and_table_update_goes_on_from_a_checkpoint_exactly(name, 
     config = dataclasses.replace(
         SENSIBLE["shared_bottom-own"],
         adapter=ADAPTERS.get(name, AdapterConfig()),
+        dwa=DWAOptions(period_steps=1),
+        dtp=DTPOptions(period_steps=1),
         optimizer=UPDATES.get(name, OptimizerConfig()),
     )
     mesh = make_mesh(jax.devices()[:2])
@@ -282,7 +286,7 @@ def test_an_unknown_scenario_is_refused():
         SCHEMA.check(batch.ids, batch.scenario)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", BACKBONES.names())
 def test_what_makes_no_sense_is_refused_with_a_reason(backbone):
     for head, parts in itertools.product(("own", "d3", "m2m_wg", "pepnet_wg"), ("d1", "d2", "d3")):
         config = config_of(backbone, head, parts)

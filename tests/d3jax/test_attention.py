@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.attention import AttentionParams, declare_attention, select_features
-from d3jax.config import ValueForm
+from d3jax.attention import AttentionParams, ValueForm, declare_attention, select_features
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference

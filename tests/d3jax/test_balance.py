@@ -13,6 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from d3jax.balance import (
+    EntropyForm,
     complexity,
     complexity_weights,
     naive_complexity,
@@ -22,7 +23,6 @@ from d3jax.balance import (
     unit_mean_weights,
     weighted_loss,
 )
-from d3jax.config import EntropyForm
 from tests.d3jax import reference
 
 FORMS = ("rows", "mean_row")

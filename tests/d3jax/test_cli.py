@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import shutil
@@ -11,22 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from d3jax import config, options
 from d3jax.cli import main, parse
+from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
+from d3jax.heads import D3Options
 from d3jax.presets import PRESETS
+from d3jax.registry import ADAPTERS, BACKBONES, REGISTRIES
+from d3jax.training.loss import BalanceOptions
 
 pytestmark = pytest.mark.trains
 
 Refused = pytest.CaptureFixture[str]
 
 
-def documented(*modules: str) -> list[tuple[str, str]]:
-    """(name, its docstring without blanks) of every setting, from the modules' source."""
+def documented(kind: type) -> list[tuple[str, str]]:
+    """(name, its docstring without blanks) of every setting of a class, from its source."""
+    [part] = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(part, ast.ClassDef)
     return [
         (field.target.id, "".join(text.value.value.split()))
-        for module in modules
-        for part in ast.parse(Path(module).read_text(encoding="utf-8")).body
-        if isinstance(part, ast.ClassDef) and part.name != "Config"
         for field, text in zip(part.body, part.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
@@ -62,19 +65,37 @@ def test_help_lists_the_verbs(capsys: Refused, monkeypatch: pytest.MonkeyPatch) 
         assert f"{verb} {about}" in shown
 
 
-def test_help_of_train_explains_every_setting(
-    capsys: Refused, monkeypatch: pytest.MonkeyPatch
+CHOICES = [
+    *(("backbone", name) for name in BACKBONES.names()),
+    ("head", "d3"),
+    *(("adapter", name) for name in ADAPTERS.names() if name != "gradnorm"),
+    ("adapter", "gradnorm"),
+]
+
+
+@pytest.mark.parametrize(("flag", "name"), CHOICES)
+def test_help_of_train_explains_every_setting_of_the_chosen_parts_and_no_other(
+    flag: str, name: str, capsys: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = help_of(["train"], capsys, monkeypatch)
-    settings = documented(str(config.__file__), str(options.__file__))
-    assert len(settings) > 50
+    more = ["--head", "own"] if flag == "adapter" else []
+    shown = help_of(["train", f"--{flag}", name, *more], capsys, monkeypatch)
+    chosen = {**Config().chosen, **REGISTRIES[flag].find(name).sections(name)}
+    kinds = [ModelConfig, AdapterConfig, OptimizerConfig, TrainConfig]
+    kinds += [part if isinstance(part, type) else type(part) for part in chosen.values()]
+    if more:
+        kinds = [kind for kind in kinds if kind not in (D3Options, BalanceOptions)]
     shown = "".join(shown.split())
     missing = [
-        name
-        for name, text in settings
-        if not re.search(f"{name.replace('_', '-')}.{{0,150}}?{re.escape(text)}", shown)
+        setting
+        for kind in kinds
+        for setting, text in documented(kind)
+        if not re.search(f"{setting.replace('_', '-')}.{{0,150}}?{re.escape(text)}", shown)
     ]
     assert missing == []
+    for other in BACKBONES.names():
+        assert (f"--{other.replace('_', '-')}." in shown) == (
+            flag == "backbone" and other == name and BACKBONES.find(name).options is not None
+        )
 
 
 DEFAULTS = {
@@ -136,7 +157,11 @@ def test_help_shows_the_defaults_of_a_preset_file(
             "use --embedding-init normal",
         ),
         ("train data --parts d2 --start-ratio 0.1", "start-ratio", "use --head d3 with --parts d3"),
-        ("train data --head own --adapter dwa --row-focus 2", "row-focus", "use --adapter dtp"),
+        (
+            "train data --head own --adapter dwa --dtp.row-focus 2",
+            "dtp.row-focus",
+            "use --adapter dtp",
+        ),
         ("compare data --table 3 --mmoe.experts 3", "mmoe.experts", "use --backbone mmoe"),
         (
             "compare data --table 1 --backbone star",
@@ -181,7 +206,7 @@ def test_the_backbone_of_a_table_is_refused_where_it_does_nothing(
         "train data --backbone mmoe --mmoe.experts 3",
         "compare data --table 1 --mmoe.experts 3",
         "compare data --table 1 --width 9 --tower-layers 9",
-        "compare data --table 2 --temperature 3 --row-focus 2 --start-ratio 0.1",
+        "compare data --table 2 --dwa.temperature 3 --dtp.row-focus 2 --start-ratio 0.1",
         "search data --table 1 --star.layers 8 --seed 4",
         "search data --backbone star --star.layers 8 --head own",
     ],

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -101,7 +100,9 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_json_round_trip() -> None:
-    config = Config(ModelConfig(bottom_layers=(7, 3)), D3Options(parts="d1", head_layers=(4,)))
+    config = Config(
+        model=ModelConfig(bottom_layers=(7, 3)), d3=D3Options(parts="d1", head_layers=(4,))
+    )
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert Config.from_json({}) == Config()
 
@@ -114,7 +115,7 @@ def test_an_unknown_key_is_named() -> None:
 
 def test_an_identity_of_before_a_setting_has_its_default() -> None:
     config = Config().to_json()
-    del config["train"]["deterministic"], config["pepnet"]
+    del config["train"]["deterministic"], config["balance"]["lower"]
     old = {"config": config, "schema": {"scenarios": ["a"]}}
     now = {**old, "config": Config().to_json()}
     assert completed(old) == completed(now) == now
@@ -130,8 +131,8 @@ def test_an_identity_of_before_a_setting_has_its_default() -> None:
 
 
 def test_differences_name_the_leaf_and_both_values() -> None:
-    ours = dataclasses.asdict(Config())
-    theirs = dataclasses.asdict(Config(d3=D3Options(width=7), train=TrainConfig(seed=3)))
+    ours = Config().to_json()
+    theirs = Config(d3=D3Options(width=7), train=TrainConfig(seed=3)).to_json()
     assert differences(ours, ours) == []
     assert differences(ours, theirs) == ["d3.width: 0 -> 7", "train.seed: 0 -> 3"]
     assert differences({"a": {"b": 1}}, {"a": {}, "c": 2}) == ["a.b: 1 -> None", "c: None -> 2"]

@@ -154,7 +154,7 @@ def test_d3_on_shared_bottom_ignores_the_scenario_column_itself(draw: Draw) -> N
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_d3_count_is_the_closed_formula(backbone: Any) -> None:
-    config = Config(ModelConfig(backbone, "d3", 16, bottom_layers=(128, 64)), D3Options())
+    config = Config(model=ModelConfig(backbone, "d3", 16, bottom_layers=(128, 64)))
     flat, table = N * 16, 512 * 16
     bottom, width = (0, flat) if backbone == "plain" else (flat * 128 + 128 + 128 * 64 + 64, 64)
     outputs = 128 if backbone == "plain" else 32
@@ -163,7 +163,7 @@ def test_d3_count_is_the_closed_formula(backbone: Any) -> None:
 
 
 def test_towers_count_is_the_closed_formula() -> None:
-    config = Config(ModelConfig("shared_bottom", "own", 16))
+    config = Config(model=ModelConfig("shared_bottom", "own", 16))
     expected = 512 * 16 + (48 * 128 + 128) + (128 * 64 + 64)
     expected += 3 * (64 * 32 + 32 + 32 + 1)
     assert count(build_model(SCHEMA, config).declared.params) == expected

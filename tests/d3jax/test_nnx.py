@@ -93,7 +93,7 @@ def test_a_flax_model_with_a_d3_layer_learns(rows):
 def test_weights_go_from_a_checkpoint_into_a_module_and_back(rows, tmp_path):
     hidden, x = rows
     schema = Schema(tuple(Field(f"f{i}", 6) for i in range(N)), ("a", "b"))
-    config = Config(ModelConfig(embedding_dim=D, bottom_layers=(8, INPUTS)), SMALL)
+    config = Config(model=ModelConfig(embedding_dim=D, bottom_layers=(8, INPUTS)), d3=SMALL)
     trainer = build_trainer(schema, config, steps_per_epoch=1)
     state = trainer.init()
     checkpoints = Checkpoints(tmp_path, {})

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from jax.interpreters import partial_eval
 
-from d3jax.backbones import BACKBONES, refusal
 from d3jax.base import Feedback, Mode, Output
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config
 from d3jax.errors import ConfigError
 from d3jax.parameters import initialize
-from d3jax.parts import build_model
-from d3jax.reads import NEEDS, get, idle, lacking, put, refuse_idle, setting_names
-from d3jax.training.fit import build_adapter, build_trainer
+from d3jax.parts import build_adapter, build_model, refusal
+from d3jax.reads import NEEDS, get, idle, lacking, put, refuse_idle
+from d3jax.registry import ADAPTERS, BACKBONES, HEADS, needs_of, section_class, section_names
+from d3jax.training.fit import build_trainer
 from d3jax.training.loss import d3_balance
 from d3jax.training.sharding import make_mesh
 
@@ -48,7 +48,7 @@ SMALL = {
 
 CHOICES: list[dict[str, Any]] = [
     {"model.backbone": backbone, "model.head": head, "d3.parts": parts}
-    for backbone in BACKBONES
+    for backbone in BACKBONES.names()
     for head, parts in [
         ("own", "d3"),
         ("m2m_wg", "d3"),
@@ -99,16 +99,28 @@ CHOICES += SPECIAL
 
 def configured(choices: dict[str, Any]) -> Config:
     """A small configuration with these choices; by sections, as some only go together."""
-    config = Config()
-    for section in vars(config):
+    config, given = Config(), SMALL | choices
+    for section in dict.fromkeys(name.split(".")[0] for name in given):
         values = {
             name.split(".")[1]: value
-            for name, value in (SMALL | choices).items()
+            for name, value in given.items()
             if name.startswith(f"{section}.")
         }
-        part = dataclasses.replace(getattr(config, section), **values)
-        config = dataclasses.replace(config, **{section: part})
+        config = config.changed(
+            **{section: dataclasses.replace(getattr(config, section), **values)}
+        )
     return config
+
+
+def setting_names() -> list[str]:
+    """All settings of all parts."""
+    shared = [name for name in vars(Config()) if name != "parts"]
+    parts = [name for name in section_names() if section_class(name) is not None]
+    return [
+        f"{section}.{field.name}"
+        for section in (*shared, *parts)
+        for field in dataclasses.fields(getattr(Config(), section))
+    ]
 
 
 CONFIGS = {
@@ -118,6 +130,9 @@ CONFIGS = {
 }
 QUICK_NAMES = {", ".join(map(str, choices.values())) for choices in (*QUICK, *SPECIAL)}
 MODEL_SETTINGS = [n for n in setting_names() if not n.startswith(("train.", "optimizer."))]
+
+
+NAMED = {"model.backbone": BACKBONES, "model.head": HEADS, "adapter.adapter": ADAPTERS}
 
 
 def other_values(name: str, value: Any) -> list[Any]:
@@ -130,6 +145,8 @@ def other_values(name: str, value: Any) -> list[Any]:
         return [value + 1]
     if kind is float:
         return [value * 0.5 + 0.2]
+    if name in NAMED:
+        return [other for other in NAMED[name].names() if other != value]
     if kind is str:
         return ["bottom.0.kernel"]
     if kind == tuple[int, ...]:
@@ -293,8 +310,12 @@ def test_a_balance_of_scale_0_reads_nothing_of_what_it_scales() -> None:
 
 def test_every_rule_is_about_a_setting_or_a_section_and_what_it_asks_for_can_be_had() -> None:
     names = setting_names()
-    for name, needs in NEEDS.items():
-        assert name in names or name in vars(Config()), name
+    for registry in (BACKBONES, HEADS, ADAPTERS):
+        for name in registry.names():
+            assert {f"{name}.{key}" for key in registry.find(name).needs} <= set(names), name
+    rules = {**NEEDS, **{n: needs_of(*n.split(".")) for n in names if needs_of(*n.split("."))}}
+    for name, needs in rules.items():
+        assert name in names or section_class(name) is not None, name
         for need in needs:
             assert any(need.holds(config) for config in CONFIGS.values()), need.cure
             assert not all(
@@ -326,7 +347,7 @@ def test_every_rule_is_about_a_setting_or_a_section_and_what_it_asks_for_can_be_
         ({}, {"model.embedding_scale": 0.5}, "use --embedding-init normal"),
         ({"model.head": "own"}, {"balance.start_ratio": 0.1}, "use --head d3 with --parts d3"),
         ({"d3.parts": "d2"}, {"balance.start_ratio": 0.1}, "use --head d3 with --parts d3"),
-        ({"model.head": "own"}, {"adapter.temperature": 9.0}, "use --adapter dwa"),
+        ({"model.head": "own"}, {"dwa.temperature": 9.0}, "use --adapter dwa"),
     ],
 )
 def test_what_is_set_for_nothing_is_refused_by_name_value_and_cure(

@@ -73,7 +73,7 @@ def test_head_values(epnet_only: bool, rows: int, scenarios: int, draw: Draw) ->
     ids=["gated", "embeddings alone"],
 )
 def test_backbone_values(options: PEPNetOptions, rows: int, scenarios: int, draw: Draw) -> None:
-    backbone = pepnet_backbone(towers((4,)), options, PRIOR)
+    backbone = pepnet_backbone(towers((4,)), PRIOR, options)
     params, exact = draw(backbone.declare(Sizes(N, D, scenarios)).params)
     data = Rows(draw, rows, scenarios)
     body = reference_pepnet.PEPNet(*exact.body)
@@ -182,7 +182,7 @@ def gradient_of(backbone: Backbone) -> Callable[[Any, Inputs], Any]:
 
 
 def test_every_parameter_learns_also_with_d3_as_the_head(draw: Draw) -> None:
-    backbone = pepnet_backbone(d3(D3Options(field_hidden=2, width=5)), PEPNetOptions((6, 5)), PRIOR)
+    backbone = pepnet_backbone(d3(D3Options(field_hidden=2, width=5)), PRIOR, PEPNetOptions((6, 5)))
     params, _ = draw(backbone.declare(SIZES).params)
     rows = Rows(draw)
     for path, leaf in jax.tree.leaves_with_path(gradient_of(backbone)(params, rows.inputs)):
@@ -195,7 +195,7 @@ def test_every_parameter_learns_also_with_d3_as_the_head(draw: Draw) -> None:
 
 
 def test_an_absent_scenario_is_left_alone(draw: Draw) -> None:
-    backbone = pepnet_backbone(towers((4,)), PEPNetOptions((6, 5)), PRIOR)
+    backbone = pepnet_backbone(towers((4,)), PRIOR, PEPNetOptions((6, 5)))
     params, _ = draw(backbone.declare(SIZES).params)
     inputs = Rows(draw).inputs._replace(scenario=jnp.arange(B) % 2)
     learnt = gradient_of(backbone)(params, inputs)
@@ -206,7 +206,7 @@ def test_an_absent_scenario_is_left_alone(draw: Draw) -> None:
 
 
 def test_padding_and_neighbours_change_nothing(draw: Draw) -> None:
-    backbone = pepnet_backbone(towers((4,)), PEPNetOptions((6, 5)), PRIOR)
+    backbone = pepnet_backbone(towers((4,)), PRIOR, PEPNetOptions((6, 5)))
     params, _ = draw(backbone.declare(SIZES).params)
     inputs = Rows(draw).inputs
     together, _ = backbone.apply(params, (), inputs, EVALUATION)
@@ -248,7 +248,7 @@ def test_shapes_and_parameter_count(n: int) -> None:
     assert count(pepnet((0, 1), epnet_only=True).declare(sizes, f).params) == (
         reference_pepnet.parameter_count(f, 16, 3, 2, [128], gated=False) + 129
     )
-    backbone = pepnet_backbone(towers((32,)), PEPNetOptions(), (0, 1))
+    backbone = pepnet_backbone(towers((32,)), (0, 1), PEPNetOptions())
     tower = 3 * (64 * 32 + 32 + 33)
     assert count(backbone.declare(sizes).params) == (
         reference_pepnet.parameter_count(f, 16, 3, 2, [128, 64]) + tower

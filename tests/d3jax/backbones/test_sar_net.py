@@ -81,7 +81,7 @@ class Case:
     def __init__(self, name: str, scenarios: int) -> None:
         draw = drawing()
         self.options, gate_layers = small(name)
-        self.backbone: Backbone = sar_net(self.options, gate_layers)
+        self.backbone: Backbone = sar_net(gate_layers, self.options)
         declared = self.backbone.declare(Sizes(N, D, scenarios))
         self.params, self.exact = draw(declared.params)
         self.state, self.exact_state = map(positive, draw(declared.state))
@@ -348,7 +348,7 @@ def test_neutral_transform_reads_the_features_as_they_are() -> None:
 @pytest.mark.parametrize("gate_layers", [None, (64, 16)])
 @pytest.mark.parametrize(("n", "s"), [(7, 3), (23, 1)])
 def test_shapes_and_parameter_count(n: int, s: int, gate_layers: tuple[int, ...] | None) -> None:
-    declared = sar_net(SARNetOptions(), gate_layers).declare(Sizes(n, 16, s))
+    declared = sar_net(gate_layers, SARNetOptions()).declare(Sizes(n, 16, s))
     f = n * 16
     transform = [(s, f), (s, f)]
     experts = [(8, f, 16), (8, 16), (s, 2, f, 16), (s, 2, 16)]
@@ -363,7 +363,7 @@ def test_shapes_and_parameter_count(n: int, s: int, gate_layers: tuple[int, ...]
 
 def test_parameter_count_of_the_options() -> None:
     options = SARNetOptions(expert="bn_linear", scenario_gate=True, d3_place="transform")
-    declared = sar_net(options, (64, 16)).declare(Sizes(7, 16, 3))
+    declared = sar_net((64, 16), options).declare(Sizes(7, 16, 3))
     expected = reference_sar_net.parameter_count(
         112,
         3,
@@ -383,7 +383,7 @@ def test_parameter_count_of_the_options() -> None:
 
 def test_initial_values(key: jax.Array) -> None:
     options = SARNetOptions(expert="bn_linear", layers=())
-    declared = sar_net(options, None).declare(Sizes(7, 16, 3))
+    declared = sar_net(None, options).declare(Sizes(7, 16, 3))
     params, state = initialize((declared.params, declared.state), key)
     for neutral in (params.transform, params.norms.shared, params.norms.own):
         np.testing.assert_array_equal(neutral.scale, np.ones_like(neutral.scale))
@@ -402,7 +402,7 @@ def test_initial_values(key: jax.Array) -> None:
 
 def test_the_star_shaped_transform_starts_near_its_shared_kernel(key: jax.Array) -> None:
     options = SARNetOptions(d3_place="transform", shared_experts=1, own_experts=1, layers=())
-    declared = sar_net(options, ()).declare(Sizes(7, 16, 3))
+    declared = sar_net((), options).declare(Sizes(7, 16, 3))
     layer = initialize(declared.params, key).transform
     assert np.abs(layer.kernel).max() == pytest.approx(np.sqrt(6 / (112 + 64)), rel=0.02)
     assert layer.own_kernel.mean() == pytest.approx(1.0, abs=1e-3)

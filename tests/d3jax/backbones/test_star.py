@@ -74,7 +74,7 @@ class Case:
     def __init__(self, name: str, scenarios: int) -> None:
         draw = drawing()
         self.options, gate_layers = small(name)
-        self.backbone: Backbone = star(self.options, gate_layers)
+        self.backbone: Backbone = star(gate_layers, self.options)
         declared = self.backbone.declare(Sizes(N, D, scenarios))
         params, exact = draw(declared.params)
         # The star's part would all but vanish beside the auxiliary network's at the same scale.
@@ -373,7 +373,7 @@ def test_both_gate_values_learn_and_the_auxiliary_network_is_ungated() -> None:
 @pytest.mark.parametrize("gate_layers", [None, (64, 16)])
 @pytest.mark.parametrize(("n", "s"), [(7, 3), (23, 1)])
 def test_shapes_and_parameter_count(n: int, s: int, gate_layers: tuple[int, ...] | None) -> None:
-    declared = star(STAROptions(), gate_layers).declare(Sizes(n, 16, s))
+    declared = star(gate_layers, STAROptions()).declare(Sizes(n, 16, s))
     f = n * 16
     star_shapes = [
         shape
@@ -391,7 +391,7 @@ def test_shapes_and_parameter_count(n: int, s: int, gate_layers: tuple[int, ...]
 
 
 def test_initial_values(key: jax.Array) -> None:
-    declared = star(STAROptions(layers=(128,)), None).declare(Sizes(7, 16, 3))
+    declared = star(None, STAROptions(layers=(128,))).declare(Sizes(7, 16, 3))
     params, state = initialize((declared.params, declared.state), key)
     for norm in params.norm:
         np.testing.assert_array_equal(norm.scale, np.ones_like(norm.scale))
@@ -410,7 +410,7 @@ def test_initial_values(key: jax.Array) -> None:
 
 
 def test_scenario_kernels_may_start_as_glorot(key: jax.Array) -> None:
-    backbone = star(STAROptions(layers=(128,), scenario_init="glorot"), None)
+    backbone = star(None, STAROptions(layers=(128,), scenario_init="glorot"))
     first = initialize(backbone.declare(Sizes(7, 16, 3)).params, key).layers[0]
     limit = np.sqrt(6 / (112 + 128))
     assert 0.98 * limit < np.abs(first.own_kernel).max() <= limit

@@ -8,40 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from d3jax.training.adapters import (
+from sklearn.metrics import roc_auc_score
+
+from d3jax.adapters.dtp import (
     AUC_BINS,
     AUC_LIMIT,
+    DTPOptions,
     dtp,
     dtp_weights,
-    dwa,
-    dwa_weights,
-    equal,
     focal_cross_entropy,
     histogram_auc,
-    period_of,
     score_histogram,
 )
-from d3jax.training.learned_weights import (
-    declare_learned,
+from d3jax.adapters.dwa import DWAOptions, dwa, dwa_weights
+from d3jax.adapters.gradnorm import (
+    GradNormOptions,
     default_watched,
-    descend,
     find_watched,
     gradnorm,
     gradnorm_gradient,
     rescale,
-    uncertainty,
-    uncertainty_gradient,
 )
-from sklearn.metrics import roc_auc_score
-
+from d3jax.adapters.learned import declare_learned, descend
+from d3jax.adapters.scenarios import equal, period_of
+from d3jax.adapters.uncertainty import uncertainty, uncertainty_gradient
 from d3jax.base import EVALUATION, Feedback, Mode, Output
 from d3jax.batch import Batch
 from d3jax.config import AdapterConfig, ModelConfig, TrainConfig
 from d3jax.errors import ConfigError
 from d3jax.parameters import initialize, named_leaves
-from d3jax.parts import build_model
+from d3jax.parts import build_adapter, build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_adapter, build_trainer
+from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy, unweighted
 from d3jax.training.sharding import make_mesh, place_batch
 from tests.d3jax.training import reference_adapters as reference
@@ -50,10 +48,15 @@ from tests.d3jax.training.world import largest_difference, make_batch
 S, ROWS, REAL = 3, 24, 21
 AGGREGATIONS = ("row", "scenario_sum")
 ADAPTERS = {
-    "dwa": AdapterConfig("dwa", period_steps=2, temperature=0.5),
-    "dtp": AdapterConfig("dtp", "scenario_sum", period_steps=2, kpi_smoothing=0.5, mean_one=True),
-    "gradnorm": AdapterConfig("gradnorm", "scenario_sum", watched="0.kernel"),
+    "dwa": AdapterConfig("dwa"),
+    "dtp": AdapterConfig("dtp", "scenario_sum"),
+    "gradnorm": AdapterConfig("gradnorm", "scenario_sum"),
     "uncertainty": AdapterConfig("uncertainty"),
+}
+OPTIONS = {
+    "dwa": DWAOptions(period_steps=2, temperature=0.5),
+    "dtp": DTPOptions(period_steps=2, kpi_smoothing=0.5, mean_one=True),
+    "gradnorm": GradNormOptions(watched="0.kernel"),
 }
 
 
@@ -112,8 +115,7 @@ BATCHES = [rows_of(seed, present, seed / 9) for seed, present in enumerate(COMIN
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_dwa_follows_the_reference(aggregation):
-    config = AdapterConfig("dwa", aggregation, period_steps=3, temperature=0.7)
-    adapter = dwa(config, S, steps_per_epoch=100, total_steps=1000)
+    adapter = dwa(DWAOptions(temperature=0.7), aggregation, S, period=3)
     states = drive(adapter, BATCHES)
     agree(adapter, reference.DWA(S, 3, 0.7), states, BATCHES, aggregation)
     np.testing.assert_allclose([state.weights for state in states[:6]], 1.0, rtol=1e-6)
@@ -123,8 +125,7 @@ def test_dwa_follows_the_reference(aggregation):
 
 
 def test_dtp_follows_the_reference():
-    config = AdapterConfig("dtp", period_steps=3, kpi_smoothing=0.3, scenario_focus=2.0)
-    adapter = dtp(config, S, steps_per_epoch=100, total_steps=1000)
+    adapter = dtp(DTPOptions(kpi_smoothing=0.3, scenario_focus=2.0), "row", S, period=3)
     states = drive(adapter, BATCHES)
     agree(adapter, reference.DTP(S, 3, 0.3, 2.0), states, BATCHES, "row")
     np.testing.assert_array_equal(states[2].kpi, [0.5] * S)
@@ -135,7 +136,7 @@ def test_dtp_follows_the_reference():
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_uncertainty_follows_the_reference(aggregation):
-    adapter = uncertainty(AdapterConfig("uncertainty", aggregation), S, learning_rate=0.05)
+    adapter = uncertainty(aggregation, S, learning_rate=0.05)
     theirs = reference.Uncertainty(S, 0.05, aggregation)
     states = drive(adapter, BATCHES)
     agree(adapter, theirs, states, BATCHES, aggregation)
@@ -143,8 +144,8 @@ def test_uncertainty_follows_the_reference(aggregation):
 
 
 def test_gradnorm_follows_the_reference_and_its_weights_sum_to_s():
-    config = AdapterConfig("gradnorm", "scenario_sum", asymmetry=0.8)
-    adapter = gradnorm(config, S, "bottom.0.kernel")
+    options = GradNormOptions(asymmetry=0.8)
+    adapter = gradnorm(options, "scenario_sum", S, "bottom.0.kernel")
     norms = np.random.default_rng(0).uniform(0.5, 1, (len(BATCHES), S)).astype(np.float32)
     norms *= np.float32([1, 2, 4])
     states = drive(adapter, BATCHES, norms)
@@ -190,7 +191,7 @@ def test_dwa_takes_a_scenario_without_a_previous_loss_to_stand_still():
     [(3, 70, 0, 70), (2, 70, 0, 7), (1, 9, 0, 1), (3, 9, 4, 4)],
 )
 def test_an_automatic_period_is_an_epoch_or_a_twentieth(epochs, steps, given, period):
-    assert period_of(AdapterConfig(period_steps=given), steps, epochs * steps) == period
+    assert period_of(given, steps, epochs * steps) == period
 
 
 @pytest.mark.parametrize(("gamma", "expected"), [(1.0, 0.20433), (2.0, 0.08173)])
@@ -199,7 +200,7 @@ def test_dtp_numbers(gamma, expected):
 
 
 def test_dtp_weights_can_have_mean_one():
-    adapter = dtp(AdapterConfig("dtp", mean_one=True), S, 9, 99)
+    adapter = dtp(DTPOptions(mean_one=True), "row", S, 9)
     state = start(adapter)._replace(kpi=jnp.array([0.5, 0.6, 0.9]))
     raw = np.array([-(1 - k) * math.log(k) for k in (0.5, 0.6, 0.9)])
     batch = rows_of(0)[1]._replace(scenario=np.arange(ROWS, dtype=np.int32) % S)
@@ -258,7 +259,7 @@ def test_scores_beyond_the_bins_are_counted_in_the_outermost():
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_a_window_that_lacks_a_class_keeps_the_kpi(label):
-    adapter = dtp(AdapterConfig("dtp", period_steps=1), S, 9, 99)
+    adapter = dtp(DTPOptions(), "row", S, 1)
     logits, batch = rows_of(0)
     one_class = np.where(batch.scenario == 1, label, batch.label).astype(np.float32)
     states = drive(adapter, [(logits, batch._replace(label=one_class))])
@@ -269,7 +270,7 @@ def test_a_window_that_lacks_a_class_keeps_the_kpi(label):
 
 @pytest.mark.parametrize(("sign", "kpi"), [(1, 0.99), (-1, 0.05)])
 def test_a_perfect_scenario_keeps_a_weight(sign, kpi):
-    adapter = dtp(AdapterConfig("dtp", period_steps=1, kpi_smoothing=1.0), S, 9, 99)
+    adapter = dtp(DTPOptions(kpi_smoothing=1.0), "row", S, 1)
     _, batch = rows_of(0)
     logits = np.float32(sign * (2 * batch.label - 1))
     np.testing.assert_allclose(drive(adapter, [(logits, batch)])[1].kpi, kpi, rtol=1e-6)
@@ -307,9 +308,9 @@ def test_rescaling_keeps_the_sum_the_floor_and_the_absent():
 
 def test_equal_weights_are_one_by_row_and_balance_scenarios_by_their_sum():
     logits, batch = rows_of(4)
-    by_row = weights_of(equal(AdapterConfig(), S), (), logits, batch)
+    by_row = weights_of(equal("row", S), (), logits, batch)
     np.testing.assert_array_equal(by_row, np.ones(ROWS))
-    ours = weights_of(equal(AdapterConfig("none", "scenario_sum"), S), (), logits, batch)
+    ours = weights_of(equal("scenario_sum", S), (), logits, batch)
     losses = reference.bce(np.float64(logits), batch.label)[:REAL]
     scenario = batch.scenario[:REAL]
     means = [losses[scenario == s].mean() for s in set(scenario)]
@@ -319,7 +320,7 @@ def test_equal_weights_are_one_by_row_and_balance_scenarios_by_their_sum():
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_weights_pass_no_gradient(aggregation):
     logits, batch = rows_of(4)
-    adapter = uncertainty(AdapterConfig("uncertainty", aggregation), S, 0.1)
+    adapter = uncertainty(aggregation, S, 0.1)
     state = start(adapter)
 
     def total(shift):
@@ -330,8 +331,9 @@ def test_weights_pass_no_gradient(aggregation):
 
 
 def with_adapter(config, adapter, head="own", parts="d2", optimizer=None):
-    return dataclasses.replace(
-        config,
+    options = {k: v for k, v in OPTIONS.items() if k == adapter.adapter and head == "own"}
+    return config.changed(
+        **options,
         model=dataclasses.replace(config.model, head=head),
         d3=dataclasses.replace(config.d3, parts=parts),
         adapter=adapter,
@@ -343,7 +345,7 @@ def with_adapter(config, adapter, head="own", parts="d2", optimizer=None):
 @pytest.fixture
 def tiny(config):
     """One hidden layer after the embeddings, for what depends on the adapter alone."""
-    return dataclasses.replace(config, model=ModelConfig("plain", "own", 4, bottom_layers=(4,)))
+    return config.changed(model=ModelConfig("plain", "own", 4, bottom_layers=(4,)))
 
 
 def train(schema, config, devices, batches):
@@ -451,8 +453,7 @@ def names_of(schema, config):
     ],
 )
 def test_the_default_watched_kernel(schema, config, model, d3, expected):
-    changed = dataclasses.replace(
-        config,
+    changed = config.changed(
         model=dataclasses.replace(config.model, **model),
         d3=dataclasses.replace(config.d3, **d3),
     )
@@ -466,16 +467,16 @@ def test_a_watched_parameter_may_be_named_but_must_exist(schema, config):
     assert find_watched(network, "bottom.0.kernel") == "bottom.0.kernel"
     with pytest.raises(
         ConfigError,
-        match=r"watched is 'bottom.7.kernel', which is no parameter of "
-        "the network; use --watched with one of bottom.0.kernel, bottom.0.bias",
+        match=r"gradnorm.watched is 'bottom.7.kernel', which is no parameter of "
+        "the network; use --gradnorm.watched with one of bottom.0.kernel, bottom.0.bias",
     ):
         find_watched(network, "bottom.7.kernel")
     plain = ModelConfig("plain", "own", 4)
-    network = names_of(schema, dataclasses.replace(config, model=plain))
+    network = names_of(schema, config.changed(model=plain))
     with pytest.raises(
         ConfigError,
         match=r"no shared kernel that gradnorm could watch by default; "
-        "name one of its parameters with --watched: 0.kernel, 0.bias",
+        "name one of its parameters with --gradnorm.watched: 0.kernel, 0.bias",
     ):
         default_watched(network)
 
@@ -507,17 +508,28 @@ def test_d3s_balance_goes_with_no_other_adapter(schema, config, adapter, message
             {"adapter": "gradnorm"},
             "gradnorm weighs each scenario's mean loss, which aggregation ro",
         ),
-        ({"period_steps": -1}, "period_steps is -1; it must be between 0 and"),
-        ({"temperature": 0.0}, "temperature is 0.0; it must be between 0.001 and"),
-        ({"kpi_smoothing": 1.1}, "kpi_smoothing is 1.1; it must be between 0 and 1"),
-        ({"scenario_focus": -1.0}, "scenario_focus is -1.0; it must be between 0 and 100"),
-        ({"row_focus": -0.1}, "row_focus is -0.1; it must be between 0 and 100"),
-        ({"asymmetry": math.nan}, "asymmetry is nan; it must be a finite number"),
     ],
 )
-def test_a_setting_outside_its_range_is_named(change, message):
+def test_a_pair_that_can_not_be_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
         AdapterConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (DWAOptions, {"period_steps": -1}, "dwa.period_steps is -1; it must be between 0 and"),
+        (DTPOptions, {"period_steps": -1}, "dtp.period_steps is -1; it must be between 0 and"),
+        (DWAOptions, {"temperature": 0.0}, "dwa.temperature is 0.0; it must be between 0.001 and"),
+        (DTPOptions, {"kpi_smoothing": 1.1}, "kpi_smoothing is 1.1; it must be between 0 and 1"),
+        (DTPOptions, {"scenario_focus": -1.0}, "scenario_focus is -1.0; it must be between 0 and"),
+        (DTPOptions, {"row_focus": -0.1}, "row_focus is -0.1; it must be between 0 and 100"),
+        (GradNormOptions, {"asymmetry": math.nan}, "asymmetry is nan; it must be a finite number"),
+    ],
+)
+def test_a_setting_outside_its_range_is_named(kind, change, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**change)
 
 
 def test_the_registry_builds_each_adapter_by_name(schema, tiny):
