@@ -19,7 +19,27 @@ from jaxtyping import install_import_hook
 
 # The tower lets an int stand for a float, as PEP 484 does.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook("d3jax", CHECKER)
+MATHEMATICS = (
+    "adapters",
+    "attention",
+    "backbones",
+    "balance",
+    "base",
+    "batch",
+    "embedding",
+    "fusion",
+    "generation",
+    "heads",
+    "layer",
+    "layers",
+    "meta",
+    "models",
+    "nnx",
+    "official",
+    "parameters",
+    "training",
+)
+install_import_hook([f"d3jax.{name}" for name in MATHEMATICS], CHECKER)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

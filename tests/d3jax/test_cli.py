@@ -77,7 +77,7 @@ CHOICES = [
 def test_help_of_train_explains_every_setting_of_the_chosen_parts_and_no_other(
     flag: str, name: str, capsys: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["--head", "own"] if flag == "adapter" else []
+    more = ["--head", "own", "--aggregation", "scenario_sum"] if flag == "adapter" else []
     shown = help_of(["train", f"--{flag}", name, *more], capsys, monkeypatch)
     chosen = {**Config().chosen, **REGISTRIES[flag].find(name).sections(name)}
     kinds = [ModelConfig, AdapterConfig, OptimizerConfig, TrainConfig]
