@@ -258,15 +258,9 @@ class OptimizerConfig:
     """Added to the denominator."""
     embedding_update: TableUpdateName = "auto"
     """dense: all rows; lazy_adamw, adagrad: the batch's; auto: lazy_adamw from 100,000 rows on."""
-    embedding_catch_up: bool = False
-    """Let lazy_adamw make the moves a row missed, so that it agrees with dense AdamW."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.embedding_catch_up and self.embedding_update != "lazy_adamw":
-            raise ConfigError(
-                "embedding_catch_up is what lazy_adamw can do; use --embedding-update lazy_adamw"
-            )
         within("learning_rate", self.learning_rate, 1e-12, 10)
         within("weight_decay", self.weight_decay, 0, 1000)
         within("embedding_decay", self.embedding_decay, 0, 1000)

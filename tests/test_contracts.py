@@ -249,7 +249,6 @@ ADAPTERS = {
 }
 UPDATES = {
     "lazy_adamw": OptimizerConfig(embedding_update="lazy_adamw"),
-    "catch_up": OptimizerConfig(embedding_update="lazy_adamw", embedding_catch_up=True),
     "adagrad": OptimizerConfig(embedding_update="adagrad"),
 }
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from d3jax.base import LossAdapter, Model, ModelParams
+from d3jax.base import LossAdapter, Model
 from d3jax.batch import Batch
 from d3jax.errors import ConfigError
 from d3jax.parameters import DATA_AXIS, REPLICATED, Tree
@@ -43,7 +43,6 @@ class Ensemble(NamedTuple):
     mesh: Mesh
     train_step: TrainStep
     score_step: ScoreStep
-    settle: Callable[[TrainState], ModelParams]
     init: Callable[[], TrainState]
 
 
@@ -74,11 +73,6 @@ def build_ensemble(
     step = jax.vmap(device_train_step(model, adapter, optimizer, options))
     score = jax.vmap(device_score_step(model), in_axes=(0, 0, None))
 
-    def settle(state: TrainState) -> ModelParams:
-        table, remembered = state.params.embedding.table, state.optimizer_state.table
-        settled = jax.vmap(optimizer.table.settle)(table, remembered, state.step)
-        return state.params._replace(embedding=state.params.embedding._replace(table=settled))
-
     def create(seeds: Int[Array, " E"]) -> TrainState:
         return jax.vmap(lambda seed: init_state(model, adapter, optimizer, seed))(seeds)
 
@@ -94,7 +88,6 @@ def build_ensemble(
             mapped(score, (layout.params, layout.model_state, P(DATA_AXIS)), ROWS),
             compiler_options=options.compiler_options,
         ),
-        settle=jax.jit(settle),
         init=lambda: jax.jit(create, out_shardings=whole)(np.asarray(seeds, np.int32)),
     )
 
@@ -111,10 +104,9 @@ def score_models(
     ensemble: Ensemble, state: TrainState, batches: Iterable[Batch]
 ) -> Iterator[tuple[Batch, Float[np.ndarray, "E R"]]]:
     """The real rows of each batch, and the logits that each model gives them."""
-    params = ensemble.settle(state)
     for batch in batches:
         placed = place_batch(ensemble.mesh, batch)
-        scored = ensemble.score_step(params, state.model_state, placed)
+        scored = ensemble.score_step(state.params, state.model_state, placed)
         real = np.asarray(batch.mask)
         rows = jax.tree.map(lambda array, real=real: np.asarray(array)[real], batch)
         yield rows, np.asarray(scored.logits)[:, real]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 from jax.sharding import Mesh
 
-from d3jax.base import LossAdapter, Model, ModelParams
+from d3jax.base import LossAdapter, Model
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, TrainConfig
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
@@ -41,7 +41,6 @@ from d3jax.training.step import (
     TrainStep,
     init_state,
     make_score_step,
-    make_settle,
     make_train_step,
     state_specs,
 )
@@ -123,8 +122,6 @@ class Trainer(NamedTuple):
     mesh: Mesh
     train_step: TrainStep
     score_step: ScoreStep
-    settle: Callable[[TrainState], ModelParams]
-    """The parameters that score rows; the state's own but under a row-wise update that owes."""
     init: Callable[[], TrainState]
     abstract: TrainState
     """The state's shapes and places, to restore a checkpoint into."""
@@ -236,7 +233,6 @@ def build_trainer(
         mesh=mesh,
         train_step=make_train_step(model, adapter, optimizer, mesh, options),
         score_step=make_score_step(model, mesh, balance_of(config), options),
-        settle=make_settle(model, optimizer, mesh),
         init=jax.jit(create, out_shardings=places),
         abstract=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -250,7 +246,7 @@ def build_trainer(
 def evaluate(trainer: Trainer, state: TrainState, batches: Iterable[Batch]) -> Evaluation:
     """Metrics of the given rows under the state's parameters."""
     scored = score_batches(
-        trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
+        trainer.score_step, state.params, state.model_state, batches, trainer.mesh
     )
     schema = trainer.model.schema
     return evaluate_scores(collect_scores(scored, schema.user_slot), schema.scenarios)

@@ -13,7 +13,6 @@ from d3jax.base import Model
 from d3jax.config import OptimizerConfig
 from d3jax.embedding import LARGE_TABLE
 from d3jax.parameters import REPLICATED, Parameter, Tree, initialize, specs
-from d3jax.training.table.catch_up import adamw_with_catch_up
 from d3jax.training.table.updates import TableUpdate, dense, lazy_adamw, row_wise_adagrad
 
 
@@ -48,12 +47,12 @@ def build_optimizer(config: OptimizerConfig, model: Model, steps: int) -> Optimi
     sharded = table.spec != REPLICATED
     return Optimizer(
         network=adamw(config, config.weight_decay),
-        table=_table_update(config, table.shape[0], sharded, steps),
+        table=_table_update(config, table.shape[0], sharded),
         sharded=sharded,
     )
 
 
-def _table_update(config: OptimizerConfig, rows: int, sharded: bool, steps: int) -> TableUpdate:
+def _table_update(config: OptimizerConfig, rows: int, sharded: bool) -> TableUpdate:
     name = config.embedding_update
     if name == "auto":
         name = "lazy_adamw" if rows >= LARGE_TABLE else "dense"
@@ -62,8 +61,6 @@ def _table_update(config: OptimizerConfig, rows: int, sharded: bool, steps: int)
             return dense(adamw(config, config.embedding_decay), sharded)
         case "adagrad":
             return row_wise_adagrad(config, sharded)
-        case "lazy_adamw" if config.embedding_catch_up:
-            return adamw_with_catch_up(config, sharded, steps)
         case _:
             return lazy_adamw(config, sharded)
 

@@ -33,7 +33,6 @@ from d3jax.training.optimizer import (
     optimizer_specs,
 )
 from d3jax.training.table.rows import Touched, find_places, read_rows
-from d3jax.training.table.updates import as_it_is
 
 
 class TrainState(NamedTuple):
@@ -176,7 +175,7 @@ def device_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         mode = Mode(train=True, axis_name=DATA_AXIS, key=key)
-        state, before, touched = _read(model, optimizer, state, batch)
+        before, touched = _read(model, optimizer, state, batch)
         gradients, forward = batch_gradients(model, adapter, before, batch, mode, options.slices)
         if adapter.watched is not None:
             norms = watched_norms(model, adapter, adapter.watched, before, batch, mode)
@@ -196,22 +195,16 @@ def device_train_step(
 
 def _read(
     model: Model, optimizer: Optimizer, state: TrainState, batch: Batch
-) -> tuple[TrainState, Before, Touched]:
-    """Looks the batch's rows up, in a table that is ready for it; no gradient is known yet."""
+) -> tuple[Before, Touched]:
+    """Looks the batch's rows up; no gradient is known yet."""
     table = state.params.embedding.table
     rows = table_rows(model.schema, batch.ids)
     places = find_places(rows, table.shape[0], optimizer.sharded)
-    table, table_state = optimizer.table.ready(
-        table, state.optimizer_state.table, places, state.step
-    )
     vectors = read_rows(table, rows, places, optimizer.sharded)
-    network = state.params.network
-    state = state._replace(
-        params=ModelParams(EmbeddingParams(table), network),
-        optimizer_state=state.optimizer_state._replace(table=table_state),
+    before = Before(
+        state.params.network, vectors, state.model_state, state.adapter_state, state.step
     )
-    before = Before(network, vectors, state.model_state, state.adapter_state, state.step)
-    return state, before, Touched(rows, places, jnp.zeros_like(vectors))
+    return before, Touched(rows, places, jnp.zeros_like(vectors))
 
 
 def _updated(
@@ -301,29 +294,6 @@ def _debugged(step: TrainStep) -> TrainStep:
         return result
 
     return run
-
-
-def make_settle(model: Model, optimizer: Optimizer, mesh: Mesh) -> Callable[..., ModelParams]:
-    """The jitted `params = settle(state)`: the parameters that score rows.
-
-    They are the state's own but where the table's update owes its rows something.
-    """
-    if optimizer.table.settle is as_it_is:
-        return lambda state: state.params
-
-    def settle(state: TrainState) -> ModelParams:
-        table = optimizer.table.settle(
-            state.params.embedding.table, state.optimizer_state.table, state.step
-        )
-        return state.params._replace(embedding=EmbeddingParams(table))
-
-    mapped = jax.shard_map(
-        settle,
-        mesh=mesh,
-        in_specs=(state_specs(model, optimizer),),
-        out_specs=params_specs(model),
-    )
-    return jax.jit(mapped)
 
 
 def make_score_step(

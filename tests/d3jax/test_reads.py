@@ -263,9 +263,6 @@ def test_a_setting_of_the_optimizer_that_is_read_changes_the_step(setting: str) 
     assert lacking(config, setting) is None
     for value in other_values(setting, get(config, setting)):
         assert training_step(put(config, setting, value)) != training_step(config), value
-    assert (lacking(configured(lazy), setting) is None) == (
-        setting != "optimizer.embedding_catch_up"
-    )
 
 
 def test_a_balance_of_scale_0_reads_nothing_of_what_it_scales() -> None:

@@ -33,16 +33,13 @@ class Updated(NamedTuple):
 class TableUpdate(NamedTuple):
     """A way to update the table; all of it runs inside the mapped step.
 
-    `declare(table)` says what is remembered between steps. `ready(table, state, places, step)`
-    brings the rows at `places` up to date before they are read, `apply(table, state, touched,
-    step)` takes the step, and `settle(table, state, step)` is the table that scores rows. `step`
-    counts the steps taken before. `row_wise` promises that rows outside the batch stay untouched.
+    `declare(table)` says what is remembered between steps, `apply(table, state, touched, step)`
+    takes the step, where `step` counts those taken before. `row_wise` promises that rows outside
+    the batch stay untouched.
     """
 
     declare: Callable[[Parameter], Tree]
-    ready: Callable[[Table, Tree, Places, Step], tuple[Table, Tree]]
     apply: Callable[[Table, Tree, Touched, Step], Updated]
-    settle: Callable[[Table, Tree, Step], Table]
     row_wise: bool
 
 
@@ -64,7 +61,7 @@ def dense(transform: optax.GradientTransformation, sharded: bool) -> TableUpdate
         moved = optax.apply_updates(table, updates)
         return Updated(moved, state, squared_norm(gradient, sharded))
 
-    return TableUpdate(declare, leave, apply, as_it_is, row_wise=False)
+    return TableUpdate(declare, apply, row_wise=False)
 
 
 class AdagradState(NamedTuple):
@@ -98,7 +95,7 @@ def row_wise_adagrad(config: OptimizerConfig, sharded: bool) -> TableUpdate:
             squared_norm(sums.gradient, sharded),
         )
 
-    return TableUpdate(declare, leave, apply, as_it_is, row_wise=True)
+    return TableUpdate(declare, apply, row_wise=True)
 
 
 class LazyAdamState(NamedTuple):
@@ -138,7 +135,7 @@ def lazy_adamw(config: OptimizerConfig, sharded: bool) -> TableUpdate:
             squared_norm(sums.gradient, sharded),
         )
 
-    return TableUpdate(declare, leave, apply, as_it_is, row_wise=True)
+    return TableUpdate(declare, apply, row_wise=True)
 
 
 def adamw_move(
@@ -155,16 +152,6 @@ def adamw_move(
 def put(array: Array, row: Int[Array, " R"], value: Array) -> Array:
     """Writes the entries of `value` whose `row` is inside; the rows are all different."""
     return array.at[row].set(value, mode="drop", unique_indices=True)
-
-
-def leave(table: Table, state: Tree, places: Places, step: Step) -> tuple[Table, Tree]:
-    """Rows need nothing before they are read."""
-    return table, state
-
-
-def as_it_is(table: Table, state: Tree, step: Step) -> Table:
-    """The table needs nothing before it scores rows."""
-    return table
 
 
 def declare_index(table: Parameter) -> Any:

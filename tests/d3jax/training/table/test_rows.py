@@ -20,7 +20,6 @@ from d3jax.training.fit import build_trainer
 from d3jax.training.optimizer import adamw, build_optimizer
 from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.table import rows as tables
-from d3jax.training.table.catch_up import adamw_with_catch_up
 from d3jax.training.table.rows import Touched, find_places, sums_in_slots, sums_of_sorted
 from d3jax.training.table.updates import Updated, dense, lazy_adamw, row_wise_adagrad
 from tests.d3jax.training.world import make_batch
@@ -31,7 +30,6 @@ UPDATES = {
     "dense": lambda sharded: dense(adamw(CONFIG, CONFIG.embedding_decay), sharded),
     "lazy_adamw": lambda sharded: lazy_adamw(CONFIG, sharded),
     "adagrad": lambda sharded: row_wise_adagrad(CONFIG, sharded),
-    "catch_up": lambda sharded: adamw_with_catch_up(CONFIG, sharded, steps=60),
 }
 LAYOUTS = [(1, False), (1, True), (8, False), (8, True)]
 
@@ -61,7 +59,7 @@ def start():
 
 
 def train(update, steps, devices, sharded):
-    """The table and its settled form after steps on a mesh, and the last ‖g‖²."""
+    """The table after steps on a mesh, and the last ‖g‖²."""
     mesh = make_mesh(jax.devices()[:devices])
     spec = SHARDED if sharded else REPLICATED
     declared = update.declare(Parameter((V, D), spec=spec))
@@ -69,7 +67,6 @@ def train(update, steps, devices, sharded):
 
     def step(table, state, rows, gradient, count):
         places = find_places(rows, table.shape[0], sharded)
-        table, state = update.ready(table, state, places, count)
         return update.apply(table, state, Touched(rows, places, gradient), count)
 
     stepped = jax.jit(
@@ -80,15 +77,12 @@ def train(update, steps, devices, sharded):
             out_specs=Updated(spec, layout, P()),
         )
     )
-    settled = jax.jit(
-        jax.shard_map(update.settle, mesh=mesh, in_specs=(spec, layout, P()), out_specs=spec)
-    )
     table, state = jnp.asarray(start()), initialize(declared, jax.random.key(0))
     for count in range(steps):
         table, state, norm = stepped(
             table, state, reads(count), row_gradients(count), jnp.int32(count)
         )
-    return np.asarray(table), np.asarray(settled(table, state, jnp.int32(steps))), float(norm)
+    return np.asarray(table), float(norm)
 
 
 def adam_reference(steps, lazy, config=CONFIG):
@@ -128,10 +122,9 @@ REFERENCES = {
 @pytest.mark.parametrize(("devices", "sharded"), LAYOUTS)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_ten_steps_are_those_of_the_reference(name, devices, sharded):
-    table, settled, norm = train(UPDATES[name](sharded), 10, devices, sharded)
+    table, norm = train(UPDATES[name](sharded), 10, devices, sharded)
     expected = REFERENCES[name](10)
     np.testing.assert_allclose(table, expected, rtol=0, atol=3e-6)
-    np.testing.assert_array_equal(settled, table)
     assert norm == pytest.approx((table_gradient(9) ** 2).sum(), rel=1e-5)
     assert np.abs(expected - start()).max() > 0.1
 
@@ -175,28 +168,10 @@ def test_ten_steps_on_a_gpu_are_those_of_the_reference(name, devices, sharded):
     test_ten_steps_are_those_of_the_reference(name, devices, sharded)
 
 
-@pytest.mark.parametrize(("devices", "sharded"), LAYOUTS)
-def test_rows_that_catch_up_are_where_dense_adamw_has_them(devices, sharded):
-    table, settled, _ = train(UPDATES["catch_up"](sharded), 60, devices, sharded)
-    expected, lazy = adam_reference(60, lazy=False), adam_reference(60, lazy=True)
-    moved = np.abs(expected - start()).max()
-    assert np.abs(lazy - expected).max() > 0.05 * moved, "there must be something to catch up"
-    assert np.abs(table - expected).max() > 0.01 * moved, "rows of the last steps are still owed"
-    assert np.abs(settled - expected).max() < 2e-3 * moved
-    assert np.median(np.abs(settled - expected)) < 1e-5 * moved
-
-
-def test_catching_up_is_exact_but_for_epsilon():
-    config = dataclasses.replace(CONFIG, epsilon=1e-12)
-    settled = train(adamw_with_catch_up(config, False, steps=60), 60, 1, False)[1]
-    expected = adam_reference(60, lazy=False, config=config)
-    np.testing.assert_allclose(settled, expected, rtol=0, atol=5e-6)
-
-
 def test_a_sharded_table_is_bit_identical_to_a_whole_one():
     for name in ("lazy_adamw", "adagrad"):
-        whole, _, _ = train(UPDATES[name](False), 10, 1, False)
-        parts, _, _ = train(UPDATES[name](True), 10, 8, True)
+        whole, _ = train(UPDATES[name](False), 10, 1, False)
+        parts, _ = train(UPDATES[name](True), 10, 8, True)
         np.testing.assert_array_equal(parts, whole, err_msg=name)
 
 
@@ -222,7 +197,7 @@ def after(trainer, state, steps):
 
 def scores_of(trainer, state):
     batch = place_batch(trainer.mesh, make_batch(SCHEMA, 64, seed=50))
-    return np.asarray(trainer.score_step(trainer.settle(state), state.model_state, batch).logits)
+    return np.asarray(trainer.score_step(state.params, state.model_state, batch).logits)
 
 
 @pytest.mark.parametrize("update", ["dense", "lazy_adamw", "adagrad"])
@@ -264,15 +239,12 @@ def test_nothing_of_the_tables_size_travels_between_devices(config, update):
     "update",
     [
         "lazy_adamw",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("dense", "adagrad", "catch_up")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("dense", "adagrad")),
     ],
 )
 def test_checkpoints_restore_between_any_two_layouts(config, update, tmp_path):
-    name, options = (
-        ("lazy_adamw", {"embedding_catch_up": True}) if update == "catch_up" else (update, {})
-    )
     layouts = [(8, "sharded"), (2, "sharded"), (1, "replicated"), (8, "replicated")]
-    trainers = [trainer_of(config, d, name, layout, **options) for d, layout in layouts]
+    trainers = [trainer_of(config, d, update, layout) for d, layout in layouts]
     state, _ = after(trainers[0], trainers[0].init(), range(3))
     expected = jax.device_get(state)
     for index, trainer in enumerate(trainers[1:]):
