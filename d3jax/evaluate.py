@@ -97,7 +97,7 @@ def evaluate_split(
         process_count=jax.process_count(),
     )
     scored = score_batches(
-        trainer.score_step, state.params, state.model_state, batches, trainer.mesh
+        trainer.score_step, trainer.weights(state), state.model_state, batches, trainer.mesh
     )
     schema = prepared.schema
     received = np.zeros((schema.num_scenarios, schema.num_fields))

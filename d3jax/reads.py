@@ -85,6 +85,7 @@ _MIXED = Need(lambda c: c.adi.shared_networks > 1, "--adi.shared-networks 2 or m
 _SCALED = Need(lambda c: c.adasparse.form != "binary", "--adasparse.form fusion or scaling")
 _PRUNED = Need(lambda c: c.adasparse.form != "scaling", "--adasparse.form fusion or binary")
 _ADAPTED = Need(lambda c: c.hamur.adapters > 0, "--hamur.adapters 1 or more")
+_COOLING = Need(lambda c: c.optimizer.schedule == "wsd", "--schedule wsd")
 
 _HEAD = (_GENERATED,)
 _TEXT_HEAD = (*_HEAD, _TEXT)
@@ -135,6 +136,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "adapter.mean_one": (_adapter("dtp"),),
     "adapter.asymmetry": (_adapter("gradnorm"),),
     "adapter.watched": (_adapter("gradnorm"),),
+    "optimizer.cooldown": (_COOLING,),
     "m2m.knowledge": (_OWN,),
     "m2m.meta_layers": (_NOT_ON_TOP,),
     "m2m.tower_blocks": (_NOT_ON_TOP,),

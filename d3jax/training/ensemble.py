@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from d3jax.base import LossAdapter, Model
+from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch
 from d3jax.errors import ConfigError
 from d3jax.parameters import DATA_AXIS, REPLICATED, Tree
@@ -30,6 +30,8 @@ from d3jax.training.step import (
     device_score_step,
     device_train_step,
     init_state,
+    is_sharded,
+    make_weights,
     state_specs,
 )
 
@@ -43,6 +45,7 @@ class Ensemble(NamedTuple):
     mesh: Mesh
     train_step: TrainStep
     score_step: ScoreStep
+    weights: Callable[[TrainState], ModelParams]
     init: Callable[[], TrainState]
 
 
@@ -58,7 +61,7 @@ def build_ensemble(
 
     Scoring takes one batch, the same for all models.
     """
-    if optimizer.sharded and mesh.size > 1:
+    if is_sharded(model) and mesh.size > 1:
         raise ConfigError(
             "models side by side keep their tables whole; use --table-layout replicated, or "
             "train one seed at a time"
@@ -88,6 +91,7 @@ def build_ensemble(
             mapped(score, (layout.params, layout.model_state, P(DATA_AXIS)), ROWS),
             compiler_options=options.compiler_options,
         ),
+        weights=jax.vmap(make_weights(optimizer)),
         init=lambda: jax.jit(create, out_shardings=whole)(np.asarray(seeds, np.int32)),
     )
 
@@ -106,7 +110,7 @@ def score_models(
     """The real rows of each batch, and the logits that each model gives them."""
     for batch in batches:
         placed = place_batch(ensemble.mesh, batch)
-        scored = ensemble.score_step(state.params, state.model_state, placed)
+        scored = ensemble.score_step(ensemble.weights(state), state.model_state, placed)
         real = np.asarray(batch.mask)
         rows = jax.tree.map(lambda array, real=real: np.asarray(array)[real], batch)
         yield rows, np.asarray(scored.logits)[:, real]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 from jax.sharding import Mesh
 
-from d3jax.base import LossAdapter, Model
+from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch, Schema
 from d3jax.config import Config, TrainConfig
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
@@ -42,6 +42,7 @@ from d3jax.training.step import (
     init_state,
     make_score_step,
     make_train_step,
+    make_weights,
     state_specs,
 )
 from d3jax.typed import from_json
@@ -122,6 +123,8 @@ class Trainer(NamedTuple):
     mesh: Mesh
     train_step: TrainStep
     score_step: ScoreStep
+    weights: Callable[[TrainState], ModelParams]
+    """Return the parameters of a state to score with."""
     init: Callable[[], TrainState]
     abstract: TrainState
     """The state's shapes and places, to restore a checkpoint into."""
@@ -233,6 +236,7 @@ def build_trainer(
         mesh=mesh,
         train_step=make_train_step(model, adapter, optimizer, mesh, options),
         score_step=make_score_step(model, mesh, balance_of(config), options),
+        weights=make_weights(optimizer),
         init=jax.jit(create, out_shardings=places),
         abstract=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -246,7 +250,7 @@ def build_trainer(
 def evaluate(trainer: Trainer, state: TrainState, batches: Iterable[Batch]) -> Evaluation:
     """Metrics of the given rows under the state's parameters."""
     scored = score_batches(
-        trainer.score_step, state.params, state.model_state, batches, trainer.mesh
+        trainer.score_step, trainer.weights(state), state.model_state, batches, trainer.mesh
     )
     schema = trainer.model.schema
     return evaluate_scores(collect_scores(scored, schema.user_slot), schema.scenarios)

@@ -91,7 +91,7 @@ def inspect_run(
 def observe(run: Run, loaded: Loaded, prepared: Prepared, split: str) -> Observed:
     """Scores a split once, with everything that the model says of a row."""
     schema, trainer, state = run.schema, loaded.trainer, loaded.state
-    params = state.params
+    params = trainer.weights(state)
     batches = list(evaluation_batches(prepared.rows(split), batch_size=run.config.train.batch_size))
     received = np.zeros((schema.num_scenarios, schema.num_fields))
     scored = [
@@ -118,7 +118,7 @@ def adapter_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarra
         return None
     # The forward pass that training weighs rows by, on one device, with the attention's logits.
     model = loaded.trainer.model
-    params = _on_one_device(loaded.state.params)
+    params = _on_one_device(loaded.trainer.weights(loaded.state))
     model_state = _on_one_device(loaded.state.model_state)
     adapter_state = _on_one_device(loaded.state.adapter_state)
     step = _on_one_device(loaded.state.step)

@@ -259,7 +259,8 @@ def training_step(config: Config) -> str:
 @pytest.mark.parametrize("setting", OPTIMIZED)
 def test_a_setting_of_the_optimizer_that_is_read_changes_the_step(setting: str) -> None:
     lazy = {"model.backbone": "plain", "model.head": "own"}
-    config = configured(lazy | {"optimizer.embedding_update": "lazy_adamw"})
+    cooling = {"optimizer.schedule": "wsd"} if setting == "optimizer.cooldown" else {}
+    config = configured(lazy | {"optimizer.embedding_update": "lazy_adamw"} | cooling)
     assert lacking(config, setting) is None
     for value in other_values(setting, get(config, setting)):
         assert training_step(put(config, setting, value)) != training_step(config), value

@@ -18,10 +18,11 @@ from d3jax.models import build_model
 from d3jax.parameters import DATA_AXIS
 from d3jax.training.fit import build_trainer
 from d3jax.training.loss import binary_cross_entropy, d3_balance, unweighted
-from d3jax.training.optimizer import Optimizer, build_optimizer
+from d3jax.training.optimizer import build_optimizer
+from d3jax.training.optimizer import optimizer as optimizer_of
 from d3jax.training.sharding import make_mesh, place_batch, replicate
 from d3jax.training.step import StepOptions, init_state, make_score_step, make_train_step
-from d3jax.training.table.updates import dense
+from d3jax.training.table.updates import TableUpdate
 from tests.d3jax.training.world import largest_difference, make_batch, moments
 
 DECAYS = OptimizerConfig(weight_decay=1e-2, embedding_decay=0.5)
@@ -43,7 +44,7 @@ def after_steps(model, adapter, devices, batches, optimizer_for=adamw_for):
 
 def gradient_descent(model):
     """With a step size of 1 the parameters' change is minus the gradient."""
-    return Optimizer(optax.sgd(1.0), dense(optax.sgd(1.0), sharded=False), sharded=False)
+    return optimizer_of(optax.sgd(1.0))
 
 
 def reference(model, adapter, batch: Batch):
@@ -87,6 +88,39 @@ def test_loss_and_gradient_are_those_of_the_real_rows(
         # old - new loses digits of the gradient that are below the parameter's last one.
         scale = max(float(jnp.abs(theirs).max()), 0.01)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale + 2e-7)
+
+
+def row_wise_descent():
+    """Gradient descent on the batch's rows alone."""
+
+    def apply(table, state, sums, step):
+        return sums.put(table, sums.at(table) - sums.gradient), state
+
+    return TableUpdate(lambda table: (), apply, row_wise=True)
+
+
+@pytest.mark.parametrize(("layout", "devices"), [("replicated", 1), ("sharded", 8)])
+@pytest.mark.parametrize("table", [None, row_wise_descent()], ids=["dense", "row_wise"])
+def test_clipping_is_that_of_optax_on_the_whole_gradient(
+    schema, config, batch, table, layout, devices
+):
+    changed = dataclasses.replace(config.model, table_layout=layout, head="own")
+    model = build_model(schema, dataclasses.replace(config, model=changed))
+    (_, gradient), before = reference(model, unweighted(), batch)
+    norm = float(optax.tree.norm(gradient))
+    for clip_norm in (0.3 * norm, 2 * norm):
+        optimizer = optimizer_of(optax.sgd(1.0), table, clip_norm=clip_norm)
+        state, info, _ = after_steps(
+            model, unweighted(), devices, [batch], lambda _, o=optimizer: o
+        )
+        clip = optax.clip_by_global_norm(clip_norm)
+        expected, _ = clip.update(gradient, clip.init(gradient))
+        assert info.gradient_norm == pytest.approx(norm, rel=1e-5)
+        assert float(optax.tree.norm(expected)) == pytest.approx(min(clip_norm, norm), rel=1e-5)
+        stepped = jax.tree.map(lambda old, new: old - new, before, state.params)
+        for ours, theirs in zip(jax.tree.leaves(stepped), jax.tree.leaves(expected), strict=True):
+            scale = max(float(jnp.abs(theirs).max()), 0.01)
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale + 2e-7)
 
 
 def test_eight_devices_equal_one_over_several_steps(schema, config):
