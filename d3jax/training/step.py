@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from jax.experimental import checkify
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from d3jax.base import EVALUATION, LossAdapter, Mode, Model, ModelParams
@@ -159,24 +160,32 @@ def params_specs(model: Model) -> ModelParams:
     return ModelParams(specs(model.declared.params.embedding), REPLICATED)
 
 
+def stacked(layout: Tree) -> Tree:
+    """Return where the arrays of models side by side live, which have a leading axis of them."""
+    return jax.tree.map(lambda s: P(None, *s), layout, is_leaf=lambda node: isinstance(node, P))
+
+
 def make_train_step(
     model: Model,
     adapter: LossAdapter,
     optimizer: Optimizer,
     mesh: Mesh,
     options: StepOptions = PLAIN_STEP,
+    side_by_side: bool = False,
 ) -> TrainStep:
     """The jitted step `state, info = train_step(state, batch)`; the old state is donated.
+
+    All arrays of models `side_by_side` have a leading axis of them.
 
     Older JAX spelt this `jax.pmap`: a program for one device's share of the batch, with sums
     over a named axis. `jax.shard_map` is what `pmap` is built on today, without its extra axis.
     """
-    layout = state_specs(model, optimizer)
+    program, rows = device_train_step(model, adapter, optimizer, options), SHARDED
+    layout: Any = state_specs(model, optimizer)
+    if side_by_side:
+        program, layout, rows = jax.vmap(program), stacked(layout), P(None, DATA_AXIS)
     mapped = jax.shard_map(
-        device_train_step(model, adapter, optimizer, options),
-        mesh=mesh,
-        in_specs=(layout, SHARDED),
-        out_specs=(layout, REPLICATED),
+        program, mesh=mesh, in_specs=(layout, rows), out_specs=(layout, REPLICATED)
     )
     if options.debug:
         return _debugged(mapped)
@@ -342,16 +351,19 @@ def make_score_step(
     mesh: Mesh,
     balance: LossAdapter | None = None,
     options: StepOptions = PLAIN_STEP,
+    side_by_side: bool = False,
 ) -> ScoreStep:
     """The jitted `scored = score_step(params, model_state, batch)` of evaluation mode.
 
-    `balance` weighs the rows, without a state of its own; None leaves them unweighed.
+    `balance` weighs the rows, without a state of its own; None leaves them unweighed. Models
+    `side_by_side` score the same batch, and are the second axis of what they say of it.
     """
+    program = device_score_step(model, balance)
+    layout: Any = params_specs(model)
+    if side_by_side:
+        program, layout = jax.vmap(program, (0, 0, None), 1), stacked(layout)
     mapped = jax.shard_map(
-        device_score_step(model, balance),
-        mesh=mesh,
-        in_specs=(params_specs(model), REPLICATED, SHARDED),
-        out_specs=SHARDED,
+        program, mesh=mesh, in_specs=(layout, REPLICATED, SHARDED), out_specs=SHARDED
     )
     return jax.jit(mapped, compiler_options=options.compiler_options)
 

@@ -22,7 +22,8 @@ from d3jax.owned import claim
 from d3jax.presets import read_preset
 from d3jax.run import Run, create_run
 from d3jax.training.checkpoint.storage import check_storable
-from d3jax.training.fit import Trainer, balance_of, balance_start, check_config
+from d3jax.training.fit import balance_of, balance_start, check_config
+from d3jax.training.trainer import Trainer
 from experiments.compare.cells import (
     CellResult,
     cell_trainer,

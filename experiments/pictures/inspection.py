@@ -41,7 +41,8 @@ from d3jax.pictures.charts import (
 )
 from d3jax.pictures.figures import attention_heat_map
 from d3jax.run import Run, open_run
-from d3jax.training.fit import balance_start, build_adapter, total_steps
+from d3jax.training.fit import balance_start, build_adapter
+from d3jax.training.loop import total_steps
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
 

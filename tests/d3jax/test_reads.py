@@ -22,7 +22,7 @@ from d3jax.models import build_model
 from d3jax.parameters import initialize
 from d3jax.reads import NEEDS, get, idle, lacking, put, refuse_idle, setting_names
 from d3jax.training.fit import build_adapter, build_trainer
-from d3jax.training.loss import d3_balance
+from d3jax.training.loss import weigh_rows
 from d3jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.trains
@@ -277,7 +277,7 @@ def test_a_balance_of_scale_0_reads_nothing_of_what_it_scales() -> None:
     output = Output(jnp.zeros(ROWS), attention, jnp.full((ROWS, 2), 0.5))
 
     def weights(config: Config) -> np.ndarray:
-        adapter = d3_balance(config.balance, 0)
+        adapter = weigh_rows(config.balance, 0)
         return np.asarray(adapter.row_weights((), output, batch(), jnp.ones((), int), Mode()))
 
     for name in scaled:

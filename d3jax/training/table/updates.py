@@ -17,7 +17,7 @@ from d3jax.parameters import Tree
 from d3jax.training.table.rows import RowSums, Table
 
 Step = Int[Array, ""]
-Rate = float | optax.Schedule
+Rate = float | Callable[[Any], Any]
 """A learning rate, or one for each step: a function of the number of steps taken before."""
 
 

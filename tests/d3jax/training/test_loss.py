@@ -7,7 +7,7 @@ from d3jax.balance import complexity_weights, specificity_weights
 from d3jax.base import EVALUATION, Output
 from d3jax.batch import Batch
 from d3jax.config import BalanceConfig
-from d3jax.training.loss import binary_cross_entropy, d3_balance, row_complexity, unweighted
+from d3jax.training.loss import binary_cross_entropy, row_complexity, unweighted, weigh_rows
 
 
 def test_cross_entropy_matches_float64_and_stays_finite():
@@ -37,7 +37,7 @@ def six(output):
 
 
 def weights(config, output, batch, step=5, start=5):
-    return d3_balance(config, start).row_weights((), output, batch, jnp.int32(step), EVALUATION)
+    return weigh_rows(config, start).row_weights((), output, batch, jnp.int32(step), EVALUATION)
 
 
 def test_weights_are_complexity_times_specificity(output, six):

@@ -17,7 +17,7 @@ from d3jax.config import BalanceConfig, OptimizerConfig
 from d3jax.models import build_model
 from d3jax.parameters import DATA_AXIS
 from d3jax.training.fit import build_trainer
-from d3jax.training.loss import binary_cross_entropy, d3_balance, unweighted
+from d3jax.training.loss import binary_cross_entropy, unweighted, weigh_rows
 from d3jax.training.optimizer import build_optimizer
 from d3jax.training.optimizer import optimizer as optimizer_of
 from d3jax.training.sharding import make_mesh, place_batch, replicate
@@ -78,7 +78,7 @@ def test_loss_and_gradient_are_those_of_the_real_rows(
     monkeypatch.setattr(generation, "BLOCK", 2)
     d3 = dataclasses.replace(config.d3, **HEADS[head])
     model = build_model(schema, dataclasses.replace(config, d3=d3))
-    adapter = d3_balance(BalanceConfig(), start_step=0)
+    adapter = weigh_rows(BalanceConfig(), start_step=0)
     (loss, gradient), before = reference(model, adapter, batch)
     state, info, _ = after_steps(model, adapter, devices, [batch], gradient_descent)
     stepped = jax.tree.map(lambda old, new: old - new, before, state.params)
@@ -125,7 +125,7 @@ def test_clipping_is_that_of_optax_on_the_whole_gradient(
 
 def test_eight_devices_equal_one_over_several_steps(schema, config):
     model = build_model(schema, config)
-    adapter = d3_balance(BalanceConfig(), start_step=2)
+    adapter = weigh_rows(BalanceConfig(), start_step=2)
     batches = [make_batch(schema, 64, seed, padding=5 * seed) for seed in range(4)]
     one, info_one, _ = after_steps(model, adapter, 1, batches)
     eight, info_eight, _ = after_steps(model, adapter, 8, batches)
@@ -159,7 +159,7 @@ def test_slices_are_the_same_rows_on_any_number_of_devices(schema, config, batch
     """D3's weights are normalised within a slice, so that slices of other rows would show."""
     model_config = dataclasses.replace(config.model, embedding_dropout=0.3)
     model = build_model(schema, dataclasses.replace(config, model=model_config))
-    adapter = d3_balance(BalanceConfig(), start_step=0)
+    adapter = weigh_rows(BalanceConfig(), start_step=0)
     one, info_one = sliced(model, adapter, batch, 1, 4)
     eight, info_eight = sliced(model, adapter, batch, 8, 4)
     assert info_eight.loss == pytest.approx(info_one.loss, abs=1e-6)
@@ -184,8 +184,8 @@ def test_a_weight_schedule_changes_nothing_before_it_starts(schema, config, batc
     model = build_model(schema, config)
     batches = [batch] * 4
     plain, _, _ = after_steps(model, unweighted(), 8, batches)
-    later, _, _ = after_steps(model, d3_balance(BalanceConfig(), 4), 8, batches)
-    earlier, _, _ = after_steps(model, d3_balance(BalanceConfig(), 3), 8, batches)
+    later, _, _ = after_steps(model, weigh_rows(BalanceConfig(), 4), 8, batches)
+    earlier, _, _ = after_steps(model, weigh_rows(BalanceConfig(), 3), 8, batches)
     same = jax.tree.map(np.array_equal, plain.params, later.params)
     assert all(jax.tree.leaves(same))
     assert largest_difference(plain.params, earlier.params) > 1e-4
@@ -197,7 +197,7 @@ def test_neutral_weights_make_d3_equal_d2(schema, config, batch):
     )
     model = build_model(schema, config)
     d2, _, _ = after_steps(model, unweighted(), 8, [batch] * 3)
-    d3, _, _ = after_steps(model, d3_balance(neutral, 0), 8, [batch] * 3)
+    d3, _, _ = after_steps(model, weigh_rows(neutral, 0), 8, [batch] * 3)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, d2.params, d3.params)))
 
 
@@ -220,7 +220,7 @@ def test_padding_and_its_contents_change_nothing(schema, config, batch):
         batch,
         noise,
     )._replace(mask=batch.mask)
-    adapter = d3_balance(BalanceConfig(), 0)
+    adapter = weigh_rows(BalanceConfig(), 0)
     ours, _, _ = after_steps(model, adapter, 8, [batch])
     theirs, _, _ = after_steps(model, adapter, 8, [other])
     assert largest_difference(moments(ours), moments(theirs)) < 1e-6
@@ -247,7 +247,7 @@ def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, bat
 @pytest.mark.parametrize("devices", [1, 8])
 def test_scores_are_weighed_as_the_balance_weighs_the_batch(schema, config, batch, devices):
     model = build_model(schema, config)
-    mesh, balance = make_mesh(jax.devices()[:devices]), d3_balance(BalanceConfig(), 0)
+    mesh, balance = make_mesh(jax.devices()[:devices]), weigh_rows(BalanceConfig(), 0)
     state = init_state(model, balance, adamw_for(model), seed=0)
     placed = replicate(mesh, state)
     score = make_score_step(model, mesh, balance)
