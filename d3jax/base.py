@@ -169,7 +169,8 @@ class LossAdapter(NamedTuple):
     it is weighed; `row_weights(state, output, batch, step, mode)` gives the weights [B], never
     differentiated; `update(state, feedback, step, mode)` is what it remembers next, the same on
     every device. `watched` names the parameter, as a checkpoint does, whose gradient norms by
-    scenario it needs; None for none.
+    scenario it needs; None for none. `planned(steps)` is the adapter for a run of at most `steps`
+    steps, where it depends on their number.
     """
 
     state: Tree
@@ -177,6 +178,7 @@ class LossAdapter(NamedTuple):
     row_weights: Callable[[Tree, Output, Batch, Array, Mode], Float[Array, " B"]]
     update: Callable[[Tree, Feedback, Array, Mode], Tree]
     watched: str | None = None
+    planned: Callable[[int], Any] | None = None
 
 
 Activation = Callable[[Array], Array]

@@ -20,6 +20,7 @@ from d3jax.typed import check_types, from_json
 EmbeddingInit = Literal["normal", "xavier_table"]
 Aggregation = Literal["row", "scenario_sum"]
 TableLayout = Literal["auto", "replicated", "sharded"]
+ScheduleName = Literal["constant", "cosine", "wsd"]
 TableUpdateName = Literal["auto", "dense", "lazy_adamw", "adagrad"]
 OnNonFinite = Literal["stop", "skip"]
 Monitor = Literal["logloss", "auc", "macro_auc", "worst_auc"]
@@ -86,37 +87,41 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019)."""
+    """AdamW (Loshchilov and Hutter, 2019), and how its learning rate changes over the run."""
 
     learning_rate: float = 1e-3
-    """Step size."""
+    """The learning rate, or the highest that the schedule reaches."""
+    schedule: ScheduleName = "constant"
+    """How the rate goes on after warming up; cosine: falls to 0; wsd: stable, then cools down."""
+    warmup: float = 0.0
+    """Share of the run's steps in which the rate rises from 0."""
+    cooldown: float = 0.2
+    """Share of the run's steps in which wsd's rate falls to 0, at the end."""
+    clip_norm: float = 0.0
+    """Greatest norm of a step's gradient, network and table together; 0: any."""
+    average: float = 0.0
+    """Decay of the exponential average of the weights that rows are scored with; 0: none."""
     weight_decay: float = 1e-5
     """Decoupled weight decay of the network."""
     embedding_decay: float = 1e-5
     """Decoupled weight decay of the embedding table."""
-    b1: float = 0.9
-    """Decay of the gradient's running mean."""
-    b2: float = 0.999
-    """Decay of the squared gradient's running mean."""
-    epsilon: float = 1e-8
-    """Added to the denominator."""
     embedding_update: TableUpdateName = "auto"
     """dense: all rows; lazy_adamw, adagrad: the batch's; auto: lazy_adamw from 100,000 rows on."""
-    embedding_catch_up: bool = False
-    """Let lazy_adamw make the moves a row missed, so that it agrees with dense AdamW."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.embedding_catch_up and self.embedding_update != "lazy_adamw":
-            raise ConfigError(
-                "embedding_catch_up is what lazy_adamw can do; use --embedding-update lazy_adamw"
-            )
         within("learning_rate", self.learning_rate, 1e-12, 10)
         within("weight_decay", self.weight_decay, 0, 1000)
         within("embedding_decay", self.embedding_decay, 0, 1000)
-        within("b1", self.b1, 0, 0.999999)
-        within("b2", self.b2, 0, 0.9999999)
-        within("epsilon", self.epsilon, 1e-30, 1)
+        within("warmup", self.warmup, 0, 1)
+        within("cooldown", self.cooldown, 0, 1)
+        within("clip_norm", self.clip_norm, 0, 1e30)
+        within("average", self.average, 0, 0.9999999)
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
+            raise ConfigError(
+                f"warmup {self.warmup} and cooldown {self.cooldown} are shares of the same steps, "
+                "more than all of them together; make one smaller"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from d3jax.errors import CheckpointError, DataError
 from d3jax.hosts.agreement import gather_arrays
 from d3jax.run import Run
 from d3jax.training.checkpoint.checkpoints import Checkpoints, Restored
-from d3jax.training.fit import Trainer, build_trainer
+from d3jax.training.fit import build_trainer
 from d3jax.training.metrics import Evaluation, Scores, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
 from d3jax.training.step import Scored, TrainState
+from d3jax.training.trainer import Trainer
 from d3jax.unknown import Unknown, unknown_in
 
 RESAMPLES = 1000
@@ -44,10 +45,10 @@ class Loaded(NamedTuple):
     step: int
 
 
-def trainer_for(run: Run, debug: bool = False) -> Trainer:
-    """The trainer of a run."""
+def trainer_for(run: Run, debug: bool = False, models: int | None = None) -> Trainer:
+    """The trainer of a run, or of that many side by side, of which it is the first."""
     steps = steps_per_epoch(run.training_rows, run.config.train.batch_size)
-    return build_trainer(run.schema, run.config, steps, debug=debug)
+    return build_trainer(run.schema, run.config, steps, debug=debug, models=models)
 
 
 def load_best(run: Run) -> Loaded:
@@ -97,7 +98,7 @@ def evaluate_split(
         process_count=jax.process_count(),
     )
     scored = score_batches(
-        trainer.score_step, trainer.settle(state), state.model_state, batches, trainer.mesh
+        trainer.score_step, trainer.weights(state), state.model_state, batches, trainer.mesh
     )
     schema = prepared.schema
     received = np.zeros((schema.num_scenarios, schema.num_fields))

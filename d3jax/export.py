@@ -113,7 +113,7 @@ def export_run(run: Run, out: Path) -> int:
     with building(out, "export", cure="choose another folder, or remove it") as draft:
         loaded = load_best(run)
         state = loaded.state
-        export_model(loaded.trainer.model, loaded.trainer.settle(state), state.model_state, draft)
+        export_model(loaded.trainer.model, loaded.trainer.weights(state), state.model_state, draft)
         shutil.copyfile(run.directory / "schema.json", draft / "schema.json")
         shutil.copytree(run.directory / "vocabularies", draft / "vocabularies")
         write_checksums(draft)

@@ -6,7 +6,6 @@ The heads that have names are here too, since D3's has two forms in two files.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from d3jax.base import Backbone, Head, LossAdapter, Model
 from d3jax.batch import Schema
@@ -20,7 +19,7 @@ from d3jax.models import assemble
 from d3jax.needs import GATED, generates_inside
 from d3jax.official import d3_official
 from d3jax.registry import ADAPTERS, BACKBONES, HEADS, Part
-from d3jax.training.loss import BalanceOptions, d3_balance, unweighted
+from d3jax.training.loss import BalanceOptions, d3_balance
 
 META_KNOWLEDGE = 64
 """Width of the knowledge of M2M's generator where it takes D3's place (Jia et al., 2024)."""
@@ -149,18 +148,21 @@ def _build_balance(config: Config, steps: int) -> LossAdapter:
     if adapter != "none" or aggregation != "row":
         other = f"adapter {adapter}" if adapter != "none" else f"aggregation {aggregation}"
         raise ConfigError(f"{other} and D3's balance (parts d3) both weigh rows; use --parts d2")
-    start = balance_start(config, steps)
-    # A ratio of 1 means never, also when the last step would be the first weighted one.
-    return d3_balance(config.balance, start) if config.balance.start_ratio < 1 else unweighted()
+    settings = dataclasses.asdict(config.balance)
+    balance = d3_balance(settings.pop("start_ratio"), **settings)
+    if balance.planned is None:
+        return balance
+    return balance.planned(steps)._replace(planned=balance.planned)
 
 
 def balance_start(config: Config, steps: int) -> int:
     """Return how many steps of a run that takes at most `steps` D3 leaves unweighed."""
-    return math.floor(config.balance.start_ratio * steps)
+    return int(config.balance.start_ratio * steps)
 
 
 def balance_of(config: Config) -> LossAdapter | None:
     """Return D3's weighing of rows as it is once it has started; None for a model without."""
-    if not config.has_balance or config.balance.start_ratio == 1:
+    if not config.has_balance:
         return None
-    return d3_balance(config.balance, start_step=0)
+    planned = _build_balance(config, 0).planned
+    return None if planned is None else planned(0)

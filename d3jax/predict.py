@@ -70,7 +70,7 @@ def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted
 
 def _scored(loaded: Loaded, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
     trainer, state = loaded.trainer, loaded.state
-    params = trainer.settle(state)
+    params = trainer.weights(state)
     for batch, scored in score_batches(
         trainer.score_step, params, state.model_state, batches, trainer.mesh
     ):

@@ -44,9 +44,7 @@ _BALANCE = Need(lambda c: c.has_balance, "--head d3 with --parts d3")
 _STARTED = Need(lambda c: c.balance.start_ratio < 1, "--start-ratio below 1")
 _COMPLEX = Need(lambda c: c.balance.complexity_scale > 0, "--complexity-scale above 0")
 
-_LAZY = Need(
-    lambda c: c.optimizer.embedding_update == "lazy_adamw", "--embedding-update lazy_adamw"
-)
+_COOLING = Need(lambda c: c.optimizer.schedule == "wsd", "--schedule wsd")
 
 _HEAD = (_GENERATED,)
 _TEXT_HEAD = (*_HEAD, _TEXT)
@@ -84,7 +82,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "balance.literal_sign": _NORMALIZED,
     "balance.minimum_std": _NORMALIZED,
     "balance.normalize": _WEIGHED,
-    "optimizer.embedding_catch_up": (_LAZY,),
+    "optimizer.cooldown": (_COOLING,),
 }
 """What a section needs, or one of its settings; a part's own file says what its settings need."""
 

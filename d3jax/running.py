@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from d3jax.config import Config
+from d3jax.config import Config, TrainConfig
 from d3jax.console.journal import Journal, Silence
 from d3jax.console.report import evaluation_table
 from d3jax.console.signals import stop_signals
@@ -45,9 +45,12 @@ from d3jax.run import (
     open_run,
     save_settings,
 )
+from d3jax.training import loop
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import Data, Observer, Progress, Trainer, check_config, fit, total_steps
+from d3jax.training.fit import check_config
+from d3jax.training.loop import Data, Member, Observer, Progress, total_steps
 from d3jax.training.step import TrainState
+from d3jax.training.trainer import Trainer
 
 
 def start(
@@ -123,18 +126,21 @@ def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -
         rows = len(prepared.rows("train").label)
         trainer = trainer_for(run, debug)
         last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
-        console.print(_headline(run, trainer, rows))
+        console.print(headline(run, trainer, rows))
         with telling_to_stop() as should_stop:
-            ended = run_to_end(
-                run,
+            [ended] = run_to_end(
+                [run],
                 prepared,
                 trainer,
-                lambda start: observing(run, console, start, last),
+                lambda run, start: observing(run, console, start, last),
                 should_stop,
                 console,
             )
         if first:
-            conclude(run, ended.result, ended.weights, prepared, console)
+            conclude(run, ended.result, prepared)
+            title = f"test rows, {ended.weights}"
+            Console().print(evaluation_table(title, ended.result.metrics, ended.result.best))
+            console.print(f"everything is in {run.directory}")
 
 
 class Ended(NamedTuple):
@@ -146,58 +152,86 @@ class Ended(NamedTuple):
     weights: str
 
 
+Observing = Callable[[Run, int], AbstractContextManager[Observer]]
+"""Observes the steps of a run after a step."""
+
+
 def run_to_end(
-    run: Run,
+    runs: Sequence[Run],
     prepared: Prepared,
     trainer: Trainer,
-    observing: Callable[[int], AbstractContextManager[Observer]],
+    observing: Observing,
     should_stop: Callable[[int], bool],
     console: Console,
-) -> Ended:
-    """Trains a run, which is this process' own, from where it is to its end and evaluates it.
+) -> list[Ended]:
+    """Trains runs side by side from where they are to their end, and evaluates each.
 
-    `observing(start)` observes the steps after `start`. Raises what `fit` raises.
+    They are this process' own. Raises what `train` of the loop raises.
     """
-    settings = run.config.train
-    with run.checkpoints(writer=True) as checkpoints:
-        state, progress = newest_state(trainer, checkpoints, console)
-        data = training_data(prepared, run.config)
-        with observing(progress.step) as observer:
-            state, progress = fit(
-                trainer, settings, data, state, progress, checkpoints, observer, should_stop
-            )
-        checkpoints.prove(progress.step)
-        state, weights = best_state(trainer, checkpoints, state, progress, console)
-    result = evaluate_split(trainer, state, prepared, "test", settings.batch_size)
-    return Ended(progress, result, weights)
+    settings = runs[0].config.train
+    with ExitStack() as opened:
+        kept = [opened.enter_context(run.checkpoints(writer=True)) for run in runs]
+        state, progress = newest_state(trainer, kept, settings, console)
+        with ExitStack() as observed:
+            members = [
+                Member(
+                    training_data(prepared, run.config),
+                    each,
+                    checkpoints,
+                    observed.enter_context(observing(run, each.step)),
+                    run.directory.name if len(runs) > 1 else "",
+                )
+                for run, each, checkpoints in zip(runs, progress, kept, strict=True)
+            ]
+            state, progress = loop.train(trainer, settings, members, state, should_stop)
+        ended, alone = [], trainer.alone()
+        for checkpoints, each in zip(kept, progress, strict=True):
+            checkpoints.prove(each.step)
+            # The state of a model among others has gone on after its patience ran out.
+            newest = state if len(runs) == 1 else None
+            best, weights = best_state(alone, checkpoints, newest, each, console)
+            result = evaluate_split(alone, best, prepared, "test", settings.batch_size)
+            ended.append(Ended(each, result, weights))
+    return ended
 
 
 def newest_state(
-    trainer: Trainer, checkpoints: Checkpoints, console: Console
-) -> tuple[TrainState, Progress]:
-    """The newest whole checkpoint's state and progress, or those before the first step.
+    trainer: Trainer, kept: Sequence[Checkpoints], settings: TrainConfig, console: Console
+) -> tuple[TrainState, list[Progress]]:
+    """The state and progress at the newest step that all checkpoints have, but for those of runs
+    whose patience has run out, which have ended; or those before the first step.
 
     Tells of damaged ones on the console.
     """
-    if not checkpoints.steps():
-        return trainer.init(), Progress()
-    restored = checkpoints.restore(trainer.abstract)
-    for message in restored.damaged:
+    if not all(checkpoints.steps() for checkpoints in kept):
+        return trainer.init(), [Progress() for _ in kept]
+    restored = [checkpoints.restore(trainer.abstract) for checkpoints in kept]
+    for message in (message for each in restored for message in each.damaged):
         console.print(styled("damaged:", "bold red"), message)
-    return restored.state, Progress.from_json(restored.progress)
+    progress = [Progress.from_json(each.progress) for each in restored]
+    going = [i for i, each in enumerate(progress) if not loop.out_of_patience(settings, each)]
+    common = min((progress[index].step for index in going), default=0)
+    for index in going:
+        if progress[index].step > common:
+            restored[index] = kept[index].restore(trainer.abstract, common)
+            progress[index] = Progress.from_json(restored[index].progress)
+    return trainer.together([each.state for each in restored]), progress
 
 
 def best_state(
     trainer: Trainer,
     checkpoints: Checkpoints,
-    state: TrainState,
+    state: TrainState | None,
     progress: Progress,
     console: Console,
 ) -> tuple[TrainState, str]:
     """The state of the best evaluation, and "best weights" to call it by.
 
-    The newest `state` stands in, as "newest weights", when the best one's checkpoint is damaged.
+    The newest `state`, or its checkpoint where that is None, stands in, as "newest weights", when
+    the best one's checkpoint is damaged.
     """
+    if state is None:
+        state = checkpoints.restore(trainer.abstract).state
     if progress.best_step in (None, progress.step):
         return state, "best weights"
     try:
@@ -228,10 +262,8 @@ def exclusive_to_all(run: Run) -> Iterator[None]:
         yield
 
 
-def conclude(
-    run: Run, result: Evaluated, weights: str, prepared: Prepared, console: Console
-) -> None:
-    """Writes evaluation.json and figures of the test rows, prints the table."""
+def conclude(run: Run, result: Evaluated, prepared: Prepared) -> None:
+    """Writes evaluation.json and figures of the test rows."""
     run.write_json("evaluation.json", result.metrics.to_json())
     if result.attention is not None:
         # Matplotlib takes a while to import, and a run draws at its end only.
@@ -244,8 +276,6 @@ def conclude(
             [field.name for field in run.schema.fields],
             planted_fields(prepared),
         )
-    Console().print(evaluation_table(f"test rows, {weights}", result.metrics, result.best))
-    console.print(f"everything is in {run.directory}")
 
 
 def training_data(prepared: Prepared, config: Config) -> Data:
@@ -301,7 +331,8 @@ def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _headline(run: Run, trainer: Trainer, rows: int) -> str:
+def headline(run: Run, trainer: Trainer, rows: int) -> str:
+    """Return in words what is trained, on how many rows and which devices."""
     model = run.config.model
     head = f"d3 ({run.config.d3.parts})" if model.head == "d3" else model.head
     network = count(trainer.model.declared.params.network)

@@ -1,8 +1,7 @@
 """`d3jax train --seeds 5`: the same configuration with several seeds, side by side in one program.
 
 Each seed is a run directory of its own, which `evaluate`, `predict` and `inspect` take; the table
-of means and standard deviations is what the seeds are for. A seed whose patience has run out is
-trained along until the last one's has, and keeps its best weights.
+of means and standard deviations is what the seeds are for.
 """
 
 from __future__ import annotations
@@ -12,38 +11,25 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from d3jax.config import Config, TrainConfig
-from d3jax.console.journal import Journal
+from d3jax.config import Config
+from d3jax.console.journal import QuietJournal
 from d3jax.console.report import number_text
 from d3jax.console.terminal import Console, Grid
 from d3jax.console.terminal import Progress as Bar
-from d3jax.data.loader import evaluation_batches
+from d3jax.data.loader import steps_per_epoch
 from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.disk import writing
-from d3jax.errors import TrainingError
-from d3jax.owned import building, check_free, exclusive
+from d3jax.errors import CheckpointError
+from d3jax.evaluate import trainer_for
+from d3jax.owned import building, check_free, exclusive, kind_of
 from d3jax.run import Run, create_run, open_run
-from d3jax.running import training_data
+from d3jax.running import Ended, conclude, headline, run_to_end, telling_to_stop
 from d3jax.training.checkpoint.storage import check_storable
-from d3jax.training.ensemble import (
-    Ensemble,
-    build_ensemble,
-    one_model,
-    place_models,
-    score_models,
-)
-from d3jax.training.fit import Progress, build_parts, finished, monitored, total_steps
-from d3jax.training.metrics import Evaluation, Scores, evaluate_scores, mean_and_std
-from d3jax.training.scoring import scores_of
-from d3jax.training.sharding import make_mesh
-from d3jax.training.step import Scored, TrainState
+from d3jax.training.fit import check_config
+from d3jax.training.loop import total_steps
+from d3jax.training.metrics import Evaluation, mean_and_std
 
-CURE = "choose another --out, or pass --overwrite"
-
-SILENT = Console(quiet=True)
+CURE = "go on with it by --resume, choose another --out, or pass --overwrite"
 
 
 def train_seeds(
@@ -58,120 +44,71 @@ def train_seeds(
     check_free(out, ("seeds",), overwrite, CURE)
     prepared = open_prepared(data)
     check_rows(prepared)
-    configs = [
-        replace(config, train=replace(config.train, seed=config.train.seed + index))
-        for index in range(seeds)
-    ]
+    check_config(prepared.schema, config)
     with building(out, "seeds", overwrite, cure=CURE, inputs=[data]) as new:
-        names = [f"seed-{each.train.seed}" for each in configs]
-        for name, each in zip(names, configs, strict=True):
-            create_run(new / name, each, prepared, overwrite=False)
-    with writing(out), exclusive(out):
-        runs = [open_run(out / name) for name in names]
-        results = _conclude(prepared, *_train(prepared, runs, console), runs)
-        summary = {name: result.to_json() for name, result in results.items()}
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    Console().print(summary_grid(list(results.values())))
+        for seed in range(config.train.seed, config.train.seed + seeds):
+            each = replace(config, train=replace(config.train, seed=seed))
+            create_run(new / f"seed-{seed}", each, prepared, overwrite=False)
+    _train(out, prepared, console)
+
+
+def holds_seeds(directory: Path) -> bool:
+    """Whether a directory holds seeds side by side."""
+    return kind_of(directory) == "seeds"
+
+
+def resume_seeds(out: Path, console: Console, data: Path | None = None) -> None:
+    """Goes on with seeds side by side; `data` is where their data are now."""
+    _train(out, _runs(out)[0].training_data(data), console)
+
+
+def _runs(out: Path) -> list[Run]:
+    """The runs of the seeds, in their order; raises `CheckpointError` when there are none."""
+    runs = sorted(map(open_run, out.glob("seed-*")), key=lambda run: run.config.train.seed)
+    if not runs:
+        raise CheckpointError(f"{out} holds no seed; start them again with --overwrite")
+    return runs
+
+
+def _train(out: Path, prepared: Prepared, console: Console) -> None:
+    """Trains all seeds from where they are to their end, and writes their table."""
+    runs = _runs(out)
+    settings = runs[0].config.train
+    with writing(out), ExitStack() as stack:
+        for directory in (out, *(run.directory for run in runs)):
+            stack.enter_context(exclusive(directory))
+        check_rows(prepared)
+        trainer = trainer_for(runs[0], models=len(runs))
+        rows = len(prepared.rows("train").label)
+        last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
+        console.print(headline(runs[0], trainer, rows))
+        with Bar(console=console) as bar, telling_to_stop() as should_stop:
+            task = bar.add_task(f"training {len(runs)} seeds", total=1.0)
+
+            def observing(run: Run, start: int) -> QuietJournal:
+                return QuietJournal(
+                    run,
+                    start,
+                    last,
+                    settings.batch_size,
+                    lambda share: bar.update(task, completed=share),
+                )
+
+            ended = run_to_end(runs, prepared, trainer, observing, should_stop, console)
+        _conclude(out, runs, ended, prepared)
+    Console().print(summary_grid([each.result.metrics for each in ended]))
     console.print(f"everything is in {out}")
 
 
-class _Seed:
-    """One of the models: its place among them, its journal, and the state it was best in."""
-
-    def __init__(self, index: int, journal: Journal) -> None:
-        self.index, self.journal = index, journal
-        self.progress = Progress()
-        self.best: TrainState | None = None
-
-    def evaluated(
-        self, step: int, evaluation: Evaluation, settings: TrainConfig, models: TrainState
-    ) -> None:
-        """One more evaluation; the state is kept when it is the best so far."""
-        metric = monitored(settings, evaluation)
-        self.progress = replace(self.progress.after(step, *metric), step=step)
-        improved = self.progress.best_step == step
-        if improved:
-            self.best = jax.device_get(one_model(models, self.index))
-        self.journal.evaluated(step, evaluation, improved)
-
-
-def _train(prepared: Prepared, runs: list[Run], console: Console) -> tuple[Ensemble, list[_Seed]]:
-    """Trains all models until the last one's patience has run out."""
-    settings, mesh = runs[0].config.train, make_mesh()
-    data = [training_data(prepared, run.config) for run in runs]
-    per_epoch = data[0].steps_per_epoch
-    ensemble = build_ensemble(
-        *build_parts(prepared.schema, runs[0].config, per_epoch, mesh),
-        [run.config.train.seed for run in runs],
-        mesh,
-    )
-    last = total_steps(settings, per_epoch)
-    every = max(1, round(settings.evaluate_every * per_epoch))
-    state, losses = ensemble.init(), []
-    with Bar(console=console) as bar, ExitStack() as stack:
-        seeds = [
-            _Seed(index, stack.enter_context(Journal(run, SILENT, 0, last, settings.batch_size)))
-            for index, run in enumerate(runs)
-        ]
-        going = seeds
-        streams = [each.training(0, last) for each in data]
-        task = bar.add_task(f"training {len(runs)} seeds", total=last)
-        for step, batches in enumerate(zip(*streams, strict=True), start=1):
-            state, info = ensemble.train_step(state, place_models(mesh, batches))
-            losses.append(info.loss)
-            bar.update(task, completed=step)
-            if step % settings.log_every == 0 or step == last:
-                for seed in going:
-                    seed.journal.logged(step, float(np.mean([loss[seed.index] for loss in losses])))
-                losses = []
-            if step % every and step != last:
-                continue
-            _check_finite(info.loss, runs, step)
-            evaluations = _evaluations(ensemble, state, prepared, "validation", settings.batch_size)
-            for seed in going:
-                seed.evaluated(step, evaluations[seed.index], settings, state)
-            going = [seed for seed in going if not finished(settings, seed.progress, last)]
-            if not going:
-                break
-    return ensemble, seeds
-
-
-def _check_finite(losses: jax.Array, runs: list[Run], step: int) -> None:
-    for loss, run in zip(np.asarray(losses), runs, strict=True):
-        if not np.isfinite(loss):
-            raise TrainingError(
-                f"the loss of seed {run.config.train.seed} at step {step} is {loss}; train that "
-                "seed alone to learn which rows and parameters it came from"
-            )
-
-
-def _evaluations(
-    ensemble: Ensemble, state: TrainState, prepared: Prepared, split: str, batch_size: int
-) -> list[Evaluation]:
-    """Each model's metrics of a split."""
-    schema, models = prepared.schema, state.step.shape[0]
-    pieces: list[list[Scores]] = [[] for _ in range(models)]
-    batches = evaluation_batches(prepared.rows(split), batch_size=batch_size)
-    for batch, by_model in score_models(ensemble, state, batches):
-        for piece, logits in zip(pieces, by_model, strict=True):
-            piece.append(scores_of(batch, Scored(logits, None, None), schema.user_slot))
-    return [evaluate_scores(Scores.merge(piece), schema.scenarios) for piece in pieces]
-
-
-def _conclude(
-    prepared: Prepared, ensemble: Ensemble, seeds: list[_Seed], runs: list[Run]
-) -> dict[str, Evaluation]:
-    """Evaluates each seed's best weights on the test rows, and leaves them as its checkpoint."""
-    together = jax.tree.map(lambda *arrays: np.stack(arrays), *(seed.best for seed in seeds))
-    size = runs[0].config.train.batch_size
-    results = _evaluations(ensemble, together, prepared, "test", size)
-    for run, seed, result in zip(runs, seeds, results, strict=True):
-        step = seed.progress.best_step
-        assert step is not None
-        with run.checkpoints(writer=True) as checkpoints:
-            checkpoints.save(step, seed.best, replace(seed.progress, step=step).to_json())
-        run.write_json("evaluation.json", result.to_json())
-    return {run.directory.name: result for run, result in zip(runs, results, strict=True)}
+def _conclude(out: Path, runs: list[Run], ended: list[Ended], prepared: Prepared) -> None:
+    """Writes what each seed reached, and all of them in summary.json."""
+    for run, each in zip(runs, ended, strict=True):
+        conclude(run, each.result, prepared)
+    summary = {
+        run.directory.name: each.result.metrics.to_json()
+        for run, each in zip(runs, ended, strict=True)
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def summary_grid(evaluations: list[Evaluation]) -> Grid:

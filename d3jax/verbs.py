@@ -36,7 +36,7 @@ class Train(Settings):
     overwrite: bool = False
     """Replace the run directory if it exists."""
     seeds: int = 1
-    """Models to train side by side, with --seed and those after it; they can't be resumed."""
+    """Models to train side by side, with --seed and those after it."""
     debug: bool = False
     """Check every id and every operation, and stop at the first NaN; several times slower."""
     hosts: tyro.conf.OmitArgPrefixes[Processes] = field(default_factory=Processes)
@@ -72,7 +72,17 @@ class Train(Settings):
                 out, overwrite = self.out, self.overwrite
                 running.start(self.prepared, config, out, overwrite, console, self.debug)
             else:
-                running.resume(self.resume, console, self.debug, self.data)
+                self._resume(self.resume, console)
+
+    def _resume(self, directory: Path, console: Console) -> None:
+        from d3jax import running, seeds
+
+        if not seeds.holds_seeds(directory):
+            running.resume(directory, console, self.debug, self.data)
+        elif self.debug or self.hosts.distributed:
+            raise ConfigError(f"{directory} holds seeds, which take no --debug or --distributed")
+        else:
+            seeds.resume_seeds(directory, console, self.data)
 
     def _run_seeds(self, config: Config, console: Console) -> None:
         from d3jax.run import fresh_directory

@@ -252,13 +252,17 @@ ADAPTERS = {
 }
 UPDATES = {
     "lazy_adamw": OptimizerConfig(embedding_update="lazy_adamw"),
-    "catch_up": OptimizerConfig(embedding_update="lazy_adamw", embedding_catch_up=True),
     "adagrad": OptimizerConfig(embedding_update="adagrad"),
+    "cosine": OptimizerConfig(schedule="cosine", warmup=0.2),
+    "wsd-lazy": OptimizerConfig(schedule="wsd", embedding_update="lazy_adamw"),
+    "clipped": OptimizerConfig(clip_norm=0.01),
+    "averaged": OptimizerConfig(average=0.9),
+    "averaged-lazy": OptimizerConfig(average=0.9, clip_norm=0.01, embedding_update="lazy_adamw"),
 }
 
 
 @pytest.mark.parametrize("name", [*ADAPTERS, *UPDATES])
-def test_every_adapter_and_table_update_goes_on_from_a_checkpoint_exactly(name, tmp_path):
+def test_every_adapter_and_optimizer_goes_on_from_a_checkpoint_exactly(name, tmp_path):
     config = dataclasses.replace(
         SENSIBLE["shared_bottom-own"],
         adapter=ADAPTERS.get(name, AdapterConfig()),

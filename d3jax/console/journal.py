@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,21 @@ class Journal(AbstractContextManager["Journal"]):
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._events.add(step, values)
+
+
+class QuietJournal(Journal):
+    """A silent journal that tells its progress, a share of 1, to whoever shows it."""
+
+    def __init__(
+        self, run: Run, start: int, total: int, batch: int, show: Callable[[float], None]
+    ) -> None:
+        super().__init__(run, Console(quiet=True), start, total, batch)
+        self._total, self._show = total, show
+
+    def stepped(self, step: int) -> None:
+        """Shows how far the run is."""
+        super().stepped(step)
+        self._show(step / self._total)
 
 
 class Silence(AbstractContextManager["Silence"]):

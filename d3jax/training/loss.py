@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,24 @@ def unweighted() -> LossAdapter:
     return LossAdapter((), binary_cross_entropy, row_weights, _keep)
 
 
-def d3_balance(config: BalanceOptions, start_step: int) -> LossAdapter:
+def d3_balance(start: float = 0.5, **settings: Any) -> LossAdapter:
+    """Return domain balance (Eq. 15-19), which leaves the first `start` of a run's steps unweighed
+    (1: all of them); `settings` are those of `BalanceOptions`.
+
+    Raises `ConfigError` for a setting out of range.
+    """
+    config = BalanceOptions(start_ratio=start, **settings)
+    if start == 1:
+        # A ratio of 1 means never, also when the last step would be the first weighted one.
+        return unweighted()
+
+    def planned(steps: int) -> LossAdapter:
+        return weigh_rows(config, math.floor(start * steps))
+
+    return planned(0)._replace(planned=planned)
+
+
+def weigh_rows(config: BalanceOptions, start_step: int) -> LossAdapter:
     """Domain balance: a row's complexity times its specificity, from `start_step` on (Eq. 15-19).
 
     A model without attention is weighed by its gate alone, as D3 does for STAR and SAR-Net.

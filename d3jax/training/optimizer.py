@@ -1,86 +1,137 @@
-"""AdamW for the network, and the table's own update, which may touch the batch's rows alone."""
+"""Any optax optimizer for the network; the table's own update may touch the batch's rows alone."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from d3jax.base import Model
+from d3jax.checks import within
 from d3jax.config import OptimizerConfig
 from d3jax.embedding import LARGE_TABLE
-from d3jax.parameters import REPLICATED, Parameter, Tree, initialize, specs
-from d3jax.training.table.catch_up import adamw_with_catch_up
-from d3jax.training.table.updates import TableUpdate, dense, lazy_adamw, row_wise_adagrad
+from d3jax.parameters import REPLICATED, Tree
+from d3jax.training.table.updates import Rate, TableUpdate, dense, lazy_adamw, row_wise_adagrad
 
 
 class Optimizer(NamedTuple):
-    """What becomes of the network's gradients, and of those of the table's rows."""
+    """What becomes of the network's gradients, and of those of the table's rows.
+
+    `clip_norm` bounds the norm of both together (0: no bound). `average` is the decay of the
+    exponential average of the weights that rows are scored with (0: the weights themselves).
+    """
 
     network: optax.GradientTransformation
     table: TableUpdate
-    sharded: bool
-    """Whether the table's rows are spread over the devices."""
+    clip_norm: float = 0.0
+    average: float = 0.0
 
 
 class OptimizerState(NamedTuple):
-    """What both remember."""
+    """What both remember, and the scratch of `sum_by_row`, an integer a row; () when dense."""
 
     network: Tree
     table: Tree
+    slot: Tree = ()
 
 
-def adamw(config: OptimizerConfig, decay: float) -> optax.GradientTransformation:
-    """Adam moments, decoupled weight decay, then the learning rate."""
+def optimizer(
+    network: optax.GradientTransformation,
+    table: TableUpdate | None = None,
+    clip_norm: float = 0.0,
+    average: float = 0.0,
+) -> Optimizer:
+    """Return the optimizer of a trainer; the whole table follows `network` unless `table` is given.
+
+    Raises `ConfigError` for a norm below 0 or an average outside [0, 1).
+    """
+    within("clip_norm", clip_norm, 0, 1e30)
+    within("average", average, 0, 0.9999999)
+    return Optimizer(network, dense(network) if table is None else table, clip_norm, average)
+
+
+def adamw(learning_rate: Rate, weight_decay: float) -> optax.GradientTransformation:
+    """Adam's moments, decoupled weight decay (Loshchilov and Hutter, 2019), the learning rate."""
     return optax.chain(
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(config.learning_rate),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> Rate:
+    """Return the learning rate of a run of at most `steps` steps, a function of the step unless
+    it is constant."""
+    peak = config.learning_rate
+    warmup, cooldown = round(config.warmup * steps), round(config.cooldown * steps)
+    rising = optax.linear_schedule(0.0, peak, warmup)
+    match config.schedule:
+        case "constant" if not warmup:
+            return peak
+        case "constant":
+            return optax.join_schedules([rising, optax.constant_schedule(peak)], [warmup])
+        case "cosine":
+            falling = optax.cosine_decay_schedule(peak, max(1, steps - warmup))
+            return optax.join_schedules([rising, falling], [warmup])
+        case "wsd":
+            stable, falling = (
+                optax.constant_schedule(peak),
+                optax.linear_schedule(peak, 0, cooldown),
+            )
+            return optax.join_schedules([rising, stable, falling], [warmup, steps - cooldown])
 
 
 def build_optimizer(config: OptimizerConfig, model: Model, steps: int) -> Optimizer:
     """The optimizer that `config` names, for a run of at most `steps` steps."""
-    table: Parameter = model.declared.params.embedding.table
-    sharded = table.spec != REPLICATED
-    return Optimizer(
-        network=adamw(config, config.weight_decay),
-        table=_table_update(config, table.shape[0], sharded, steps),
-        sharded=sharded,
-    )
+    rate = learning_rate(config, steps)
+    table = _table_update(config, rate, model.declared.params.embedding.table.shape[0])
+    return optimizer(adamw(rate, config.weight_decay), table, config.clip_norm, config.average)
 
 
-def _table_update(config: OptimizerConfig, rows: int, sharded: bool, steps: int) -> TableUpdate:
+def _table_update(config: OptimizerConfig, rate: Rate, rows: int) -> TableUpdate:
     name = config.embedding_update
     if name == "auto":
         name = "lazy_adamw" if rows >= LARGE_TABLE else "dense"
     match name:
         case "dense":
-            return dense(adamw(config, config.embedding_decay), sharded)
+            return dense(adamw(rate, config.embedding_decay))
         case "adagrad":
-            return row_wise_adagrad(config, sharded)
-        case "lazy_adamw" if config.embedding_catch_up:
-            return adamw_with_catch_up(config, sharded, steps)
+            return row_wise_adagrad(rate, config.embedding_decay)
         case _:
-            return lazy_adamw(config, sharded)
+            return lazy_adamw(rate, config.embedding_decay)
 
 
-def init_optimizer(optimizer: Optimizer, model: Model, network: Tree) -> OptimizerState:
+def init_optimizer(optimizer: Optimizer, network: Tree, table: Array) -> OptimizerState:
     """What the optimizer remembers before the first step."""
-    declared = optimizer.table.declare(model.declared.params.embedding.table)
-    return OptimizerState(
-        network=optimizer.network.init(network),
-        table=initialize(declared, jax.random.key(0)),
-    )
+    slot = jnp.zeros(table.shape[:1], jnp.int32) if optimizer.table.row_wise else ()
+    return OptimizerState(optimizer.network.init(network), optimizer.table.init(table), slot)
 
 
 def optimizer_specs(optimizer: Optimizer, model: Model) -> OptimizerState:
-    """Where that lives on the mesh; the network's is a prefix of its tree."""
-    declared = optimizer.table.declare(model.declared.params.embedding.table)
-    return OptimizerState(REPLICATED, specs(declared))
+    """Where that lives on the mesh; the network's is a prefix of its tree.
+
+    Whatever has an entry for each row of the table lies where the row does.
+    """
+    declared = model.declared.params.embedding.table
+    shapes = jax.eval_shape(
+        optimizer.table.init, jax.ShapeDtypeStruct(declared.shape, declared.dtype)
+    )
+
+    def spec(leaf: Any) -> Any:
+        return declared.spec if leaf.shape[:1] == declared.shape[:1] else REPLICATED
+
+    everywhere: Any = REPLICATED
+    slot = declared.spec if optimizer.table.row_wise else ()
+    return OptimizerState(everywhere, jax.tree.map(spec, shapes), slot)
+
+
+def clip_factor(clip_norm: float, norm: Float[Array, ""]) -> Float[Array, ""]:
+    """Return what a gradient of this norm is multiplied with, so that it is `clip_norm` at most
+    (Pascanu et al., 2013)."""
+    return jnp.minimum(1.0, clip_norm / norm)
 
 
 def first_bad(arrays: Tree) -> tuple[Array, Array]:

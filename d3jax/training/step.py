@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from jax.experimental import checkify
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from d3jax.base import EVALUATION, LossAdapter, Mode, Model, ModelParams
@@ -18,6 +19,7 @@ from d3jax.batch import Batch
 from d3jax.embedding import EmbeddingParams, table_rows
 from d3jax.errors import TrainingError
 from d3jax.parameters import DATA_AXIS, REPLICATED, SHARDED, Tree, initialize, specs
+from d3jax.training.average import Average, averaged, follow, init_average
 from d3jax.training.gradients import (
     Before,
     Forward,
@@ -28,12 +30,20 @@ from d3jax.training.gradients import (
 from d3jax.training.optimizer import (
     Optimizer,
     OptimizerState,
+    clip_factor,
     first_bad,
     init_optimizer,
     optimizer_specs,
 )
-from d3jax.training.table.rows import Touched, find_places, read_rows
-from d3jax.training.table.updates import as_it_is
+from d3jax.training.table.rows import (
+    Table,
+    Touched,
+    dense_gradient,
+    find_places,
+    read_rows,
+    squared_norm,
+    sum_by_row,
+)
 
 
 class TrainState(NamedTuple):
@@ -48,6 +58,8 @@ class TrainState(NamedTuple):
     adapter_state: Tree
     step: Int[Array, ""]
     key: UInt32[Array, " words"]
+    average: Tree = ()
+    """An `Average` of the weights where the optimizer asks for one."""
 
 
 class Trouble(NamedTuple):
@@ -119,16 +131,19 @@ def init_state(
     return TrainState(
         params=params,
         model_state=initialize(model.declared.state, jax.random.fold_in(key, 1)),
-        optimizer_state=init_optimizer(optimizer, model, params.network),
+        optimizer_state=init_optimizer(optimizer, params.network, params.embedding.table),
         adapter_state=initialize(adapter.state, jax.random.fold_in(key, 2)),
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.fold_in(key, 3)),
+        average=init_average(params, optimizer.table.row_wise) if optimizer.average else (),
     )
 
 
 def state_specs(model: Model, optimizer: Optimizer) -> TrainState:
     """Where the state lives on the mesh; a spec stands for all arrays of the subtree below it."""
     everywhere: Any = REPLICATED
+    table = model.declared.params.embedding.table.spec
+    average = Average(everywhere, table, table if optimizer.table.row_wise else ())
     return TrainState(
         params=params_specs(model),
         model_state=everywhere,
@@ -136,6 +151,7 @@ def state_specs(model: Model, optimizer: Optimizer) -> TrainState:
         adapter_state=everywhere,
         step=everywhere,
         key=everywhere,
+        average=average if optimizer.average else (),
     )
 
 
@@ -144,24 +160,32 @@ def params_specs(model: Model) -> ModelParams:
     return ModelParams(specs(model.declared.params.embedding), REPLICATED)
 
 
+def stacked(layout: Tree) -> Tree:
+    """Return where the arrays of models side by side live, which have a leading axis of them."""
+    return jax.tree.map(lambda s: P(None, *s), layout, is_leaf=lambda node: isinstance(node, P))
+
+
 def make_train_step(
     model: Model,
     adapter: LossAdapter,
     optimizer: Optimizer,
     mesh: Mesh,
     options: StepOptions = PLAIN_STEP,
+    side_by_side: bool = False,
 ) -> TrainStep:
     """The jitted step `state, info = train_step(state, batch)`; the old state is donated.
+
+    All arrays of models `side_by_side` have a leading axis of them.
 
     Older JAX spelt this `jax.pmap`: a program for one device's share of the batch, with sums
     over a named axis. `jax.shard_map` is what `pmap` is built on today, without its extra axis.
     """
-    layout = state_specs(model, optimizer)
+    program, rows = device_train_step(model, adapter, optimizer, options), SHARDED
+    layout: Any = state_specs(model, optimizer)
+    if side_by_side:
+        program, layout, rows = jax.vmap(program), stacked(layout), P(None, DATA_AXIS)
     mapped = jax.shard_map(
-        device_train_step(model, adapter, optimizer, options),
-        mesh=mesh,
-        in_specs=(layout, SHARDED),
-        out_specs=(layout, REPLICATED),
+        program, mesh=mesh, in_specs=(layout, rows), out_specs=(layout, REPLICATED)
     )
     if options.debug:
         return _debugged(mapped)
@@ -172,11 +196,13 @@ def device_train_step(
     model: Model, adapter: LossAdapter, optimizer: Optimizer, options: StepOptions = PLAIN_STEP
 ) -> TrainStep:
     """One device's program of a step, to be mapped over the mesh's axis."""
+    sharded, row_wise = is_sharded(model), optimizer.table.row_wise
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         mode = Mode(train=True, axis_name=DATA_AXIS, key=key)
-        state, before, touched = _read(model, optimizer, state, batch)
+        # Look the batch's rows up, and differentiate its loss.
+        before, touched = _read(model, sharded, state, batch)
         gradients, forward = batch_gradients(model, adapter, before, batch, mode, options.slices)
         if adapter.watched is not None:
             norms = watched_norms(model, adapter, adapter.watched, before, batch, mode)
@@ -185,61 +211,68 @@ def device_train_step(
         health = _health(forward, gradients, batch, mode)
         if options.skip_bad:
             touched = _untouched_unless(health.good, touched)
-        new, table_square = _updated(optimizer, adapter, state, gradients, touched, forward, mode)
+        # Sum the rows' gradients over all devices, which tells the norm of the whole gradient.
+        table, slot = state.params.embedding.table, state.optimizer_state.slot
+        sums = sum_by_row(slot, touched, sharded) if row_wise else None
+        whole = sums.gradient if sums is not None else dense_gradient(table, touched, sharded)
+        norm = jnp.sqrt(health.network_square + squared_norm(whole, sharded))
+        network_gradient = gradients.network
+        if optimizer.clip_norm:
+            factor = clip_factor(optimizer.clip_norm, norm)
+            network_gradient, whole = jax.tree.map(lambda g: factor * g, (network_gradient, whole))
+        # Move the network and the table, and let the adapter see what there was to see.
+        sums = None if sums is None else sums._replace(gradient=whole)
+        params, remembered = _moved(optimizer, state, network_gradient, whole, sums)
+        new = TrainState(
+            params=params,
+            model_state=forward.model_state,
+            optimizer_state=remembered,
+            adapter_state=adapter.update(state.adapter_state, forward.feedback, state.step, mode),
+            step=state.step + 1,
+            key=state.key,
+            average=state.average,
+        )
         if options.skip_bad:
-            new = _unchanged_unless(health.good, new, state, optimizer.table.row_wise)
-        norm = jnp.sqrt(health.network_square + table_square)
+            new = _unchanged_unless(health.good, new, state, row_wise)
+        if optimizer.average:
+            mean = follow(state.average, optimizer.average, table, new.params, sums, new.step)
+            new = new._replace(average=mean)
         return new, StepInfo(*forward.losses, norm, health.trouble)
 
     return step
 
 
-def _read(
-    model: Model, optimizer: Optimizer, state: TrainState, batch: Batch
-) -> tuple[TrainState, Before, Touched]:
-    """Looks the batch's rows up, in a table that is ready for it; no gradient is known yet."""
+def is_sharded(model: Model) -> bool:
+    """Whether the table's rows are spread over the devices."""
+    return model.declared.params.embedding.table.spec != REPLICATED
+
+
+def _read(model: Model, sharded: bool, state: TrainState, batch: Batch) -> tuple[Before, Touched]:
+    """Looks the batch's rows up; no gradient is known yet."""
     table = state.params.embedding.table
     rows = table_rows(model.schema, batch.ids)
-    places = find_places(rows, table.shape[0], optimizer.sharded)
-    table, table_state = optimizer.table.ready(
-        table, state.optimizer_state.table, places, state.step
+    places = find_places(rows, table.shape[0], sharded)
+    vectors = read_rows(table, rows, places, sharded)
+    before = Before(
+        state.params.network, vectors, state.model_state, state.adapter_state, state.step
     )
-    vectors = read_rows(table, rows, places, optimizer.sharded)
-    network = state.params.network
-    state = state._replace(
-        params=ModelParams(EmbeddingParams(table), network),
-        optimizer_state=state.optimizer_state._replace(table=table_state),
-    )
-    before = Before(network, vectors, state.model_state, state.adapter_state, state.step)
-    return state, before, Touched(rows, places, jnp.zeros_like(vectors))
+    return before, Touched(rows, places, jnp.zeros_like(vectors))
 
 
-def _updated(
-    optimizer: Optimizer,
-    adapter: LossAdapter,
-    state: TrainState,
-    gradients: Gradients,
-    touched: Touched,
-    forward: Forward,
-    mode: Mode,
-) -> tuple[TrainState, Float[Array, ""]]:
-    """The state after the step, and ‖g‖² of the table's gradient."""
-    network, remembered = state.params.network, state.optimizer_state
-    updates, network_state = optimizer.network.update(
-        gradients.network, remembered.network, network
+def _moved(
+    optimizer: Optimizer, state: TrainState, network_gradient: Tree, whole: Table, sums: Any
+) -> tuple[ModelParams, OptimizerState]:
+    """The parameters and what the optimizer remembers, after the step; the table follows `sums`,
+    the gradient of the batch's rows, or the gradient of the whole table where that is None."""
+    network, old = state.params.network, state.optimizer_state
+    updates, network_state = optimizer.network.update(network_gradient, old.network, network)
+    gradient, slot = (whole, old.slot) if sums is None else (sums, sums.slot)
+    table, table_state = optimizer.table.apply(
+        state.params.embedding.table, old.table, gradient, state.step
     )
-    table = optimizer.table.apply(
-        state.params.embedding.table, remembered.table, touched, state.step
-    )
-    new = TrainState(
-        params=ModelParams(EmbeddingParams(table.table), optax.apply_updates(network, updates)),
-        model_state=forward.model_state,
-        optimizer_state=OptimizerState(network_state, table.state),
-        adapter_state=adapter.update(state.adapter_state, forward.feedback, state.step, mode),
-        step=state.step + 1,
-        key=state.key,
-    )
-    return new, table.squared_norm
+    moved: Any = optax.apply_updates(network, updates)
+    remembered = OptimizerState(network_state, table_state, slot)
+    return ModelParams(EmbeddingParams(table), moved), remembered
 
 
 class _Health(NamedTuple):
@@ -286,7 +319,7 @@ def _unchanged_unless(
         return chosen
     return chosen._replace(
         params=chosen.params._replace(embedding=new.params.embedding),
-        optimizer_state=chosen.optimizer_state._replace(table=new.optimizer_state.table),
+        optimizer_state=new.optimizer_state._replace(network=chosen.optimizer_state.network),
     )
 
 
@@ -303,27 +336,14 @@ def _debugged(step: TrainStep) -> TrainStep:
     return run
 
 
-def make_settle(model: Model, optimizer: Optimizer, mesh: Mesh) -> Callable[..., ModelParams]:
-    """The jitted `params = settle(state)`: the parameters that score rows.
-
-    They are the state's own but where the table's update owes its rows something.
-    """
-    if optimizer.table.settle is as_it_is:
+def make_weights(optimizer: Optimizer) -> Callable[[TrainState], ModelParams]:
+    """Return `params = weights(state)`, the parameters to score with: those of the state or, where
+    the optimizer averages them, their average."""
+    if not optimizer.average:
         return lambda state: state.params
-
-    def settle(state: TrainState) -> ModelParams:
-        table = optimizer.table.settle(
-            state.params.embedding.table, state.optimizer_state.table, state.step
-        )
-        return state.params._replace(embedding=EmbeddingParams(table))
-
-    mapped = jax.shard_map(
-        settle,
-        mesh=mesh,
-        in_specs=(state_specs(model, optimizer),),
-        out_specs=params_specs(model),
+    return jax.jit(
+        lambda state: averaged(state.average, optimizer.average, state.params, state.step)
     )
-    return jax.jit(mapped)
 
 
 def make_score_step(
@@ -331,23 +351,26 @@ def make_score_step(
     mesh: Mesh,
     balance: LossAdapter | None = None,
     options: StepOptions = PLAIN_STEP,
+    side_by_side: bool = False,
 ) -> ScoreStep:
     """The jitted `scored = score_step(params, model_state, batch)` of evaluation mode.
 
-    `balance` weighs the rows, without a state of its own; None leaves them unweighed.
+    `balance` weighs the rows, without a state of its own; None leaves them unweighed. Models
+    `side_by_side` score the same batch, and are the second axis of what they say of it.
     """
+    program = device_score_step(model, balance)
+    layout: Any = params_specs(model)
+    if side_by_side:
+        program, layout = jax.vmap(program, (0, 0, None), 1), stacked(layout)
     mapped = jax.shard_map(
-        device_score_step(model, balance),
-        mesh=mesh,
-        in_specs=(params_specs(model), REPLICATED, SHARDED),
-        out_specs=SHARDED,
+        program, mesh=mesh, in_specs=(layout, REPLICATED, SHARDED), out_specs=SHARDED
     )
     return jax.jit(mapped, compiler_options=options.compiler_options)
 
 
 def device_score_step(model: Model, balance: LossAdapter | None = None) -> ScoreStep:
     """One device's program of scoring, to be mapped over the mesh's axis."""
-    sharded = model.declared.params.embedding.table.spec != REPLICATED
+    sharded = is_sharded(model)
 
     def score(params: ModelParams, model_state: Tree, batch: Batch) -> Scored:
         table = params.embedding.table

@@ -18,10 +18,11 @@ from d3jax.config import Config
 from d3jax.console.allocator import keep_freed_memory
 from d3jax.parameters import Tree, named_leaves
 from d3jax.parts import build_adapter
-from d3jax.training.fit import Trainer, build_trainer
+from d3jax.training.fit import build_trainer
 from d3jax.training.scoring import score_batches
 from d3jax.training.sharding import place_batch
 from d3jax.training.step import Scored, TrainState
+from d3jax.training.trainer import Trainer
 from experiments.bench.children import Request, serve
 from experiments.bench.measure import measure
 from experiments.bench.timing import peak_megabytes

@@ -19,13 +19,13 @@ import tyro
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.console.terminal import Console, Table
-from d3jax.training.fit import Trainer, build_trainer
+from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
+from d3jax.training.trainer import Trainer
 
 UPDATES = {
     "dense": OptimizerConfig(embedding_update="dense"),
     "lazy_adamw": OptimizerConfig(embedding_update="lazy_adamw"),
-    "with catch-up": OptimizerConfig(embedding_update="lazy_adamw", embedding_catch_up=True),
     "adagrad": OptimizerConfig(embedding_update="adagrad"),
 }
 

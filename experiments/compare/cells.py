@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from d3jax.config import Config, differences
-from d3jax.console.journal import Journal
+from d3jax.console.journal import QuietJournal
 from d3jax.console.terminal import Console
 from d3jax.data.loader import steps_per_epoch
 from d3jax.data.prepared import Prepared
@@ -26,8 +26,9 @@ from d3jax.owned import exclusive
 from d3jax.parameters import count
 from d3jax.run import Run, open_run
 from d3jax.running import run_to_end
-from d3jax.training.fit import Trainer, total_steps
+from d3jax.training.loop import total_steps
 from d3jax.training.metrics import Evaluation
+from d3jax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,6 @@ class CellResult:
     """Spent training and evaluating, in the attempt that finished."""
     attention: np.ndarray | None
     """[S N] what each field receives on average, NaN for a scenario without rows."""
-
-
-class CellJournal(Journal):
-    """A silent journal that tells its progress, a share of 1, to whoever shows it."""
-
-    def __init__(
-        self, run: Run, start: int, total: int, batch: int, show: Callable[[float], None]
-    ) -> None:
-        super().__init__(run, Console(quiet=True), start, total, batch)
-        self._total, self._show = total, show
-
-    def stepped(self, step: int) -> None:
-        """Shows how far the cell is."""
-        super().stepped(step)
-        self._show(step / self._total)
 
 
 def open_cell(directory: Path, config: Config, prepared: Prepared) -> Run | None:
@@ -116,11 +102,11 @@ def run_cell(
     started = time.monotonic()
     last, size = expected_steps(prepared, run.config), run.config.train.batch_size
     with writing(run.directory), exclusive(run.directory):
-        progress, result, _ = run_to_end(
-            run,
+        [(progress, result, _)] = run_to_end(
+            [run],
             prepared,
             trainer,
-            lambda start: CellJournal(run, start, last, size, show),
+            lambda run, start: QuietJournal(run, start, last, size, show),
             should_stop,
             Console(stderr=True),
         )

@@ -22,7 +22,8 @@ from d3jax.parts import balance_of, balance_start, refusal
 from d3jax.presets import read_preset
 from d3jax.run import Run, create_run
 from d3jax.training.checkpoint.storage import check_storable
-from d3jax.training.fit import Trainer, check_config
+from d3jax.training.fit import check_config
+from d3jax.training.trainer import Trainer
 from experiments.compare.cells import (
     CellResult,
     cell_trainer,

@@ -42,7 +42,7 @@ from d3jax.pictures.charts import (
 )
 from d3jax.pictures.figures import attention_heat_map
 from d3jax.run import Run, open_run
-from d3jax.training.fit import total_steps
+from d3jax.training.loop import total_steps
 from d3jax.training.metrics import Evaluation, Scores, calibration, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
 
@@ -92,7 +92,7 @@ def inspect_run(
 def observe(run: Run, loaded: Loaded, prepared: Prepared, split: str) -> Observed:
     """Scores a split once, with everything that the model says of a row."""
     schema, trainer, state = run.schema, loaded.trainer, loaded.state
-    params = trainer.settle(state)
+    params = trainer.weights(state)
     batches = list(evaluation_batches(prepared.rows(split), batch_size=run.config.train.batch_size))
     received = np.zeros((schema.num_scenarios, schema.num_fields))
     scored = [
@@ -119,7 +119,7 @@ def adapter_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarra
         return None
     # The forward pass that training weighs rows by, on one device, with the attention's logits.
     model = loaded.trainer.model
-    params = _on_one_device(loaded.trainer.settle(loaded.state))
+    params = _on_one_device(loaded.trainer.weights(loaded.state))
     model_state = _on_one_device(loaded.state.model_state)
     adapter_state = _on_one_device(loaded.state.adapter_state)
     step = _on_one_device(loaded.state.step)

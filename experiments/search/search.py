@@ -26,7 +26,8 @@ from d3jax.owned import check_output, replacing
 from d3jax.parts import refusal
 from d3jax.running import training_data
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import Progress, build_trainer, check_config, fit, monitored
+from d3jax.training.fit import build_trainer, check_config
+from d3jax.training.loop import Progress, fit, monitored
 from d3jax.training.metrics import Evaluation
 from experiments.compare.tables import Table
 from experiments.search.spaces import SPACES, check_space

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import d3jax.seeds
 from d3jax.cli import main, parse
+from d3jax.console.terminal import Console
 from d3jax.data.prepared import open_prepared
-from d3jax.errors import ConfigError
+from d3jax.errors import CheckpointError, ConfigError
 from d3jax.evaluate import load_best
 from d3jax.run import open_run
-from d3jax.training.ensemble import build_ensemble
-from d3jax.training.fit import build_parts
+from d3jax.seeds import resume_seeds
+from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import make_mesh
 from tests.flags import SMALL_PLAIN, said
 
@@ -61,11 +65,59 @@ def test_a_seed_keeps_a_journal_until_its_patience_runs_out(seeds: Path, alone: 
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     assert {"train/loss"} < {name for line in ours for name in line}
     for our, their in zip(ours, theirs, strict=True):
-        # Side by side only logits are scored, so gates and weights are not among the metrics.
-        assert {name for name in their.keys() - our.keys()} <= {
-            name for name in their if name.endswith(("/gate", "/weight"))
-        }
-        assert our == pytest.approx({name: their[name] for name in our}, abs=1e-4)
+        assert our == pytest.approx(their, abs=1e-4)
+
+
+def bits_of(seeds: Path) -> dict[str, bytes]:
+    """Every array of every checkpoint of every seed, the journals and the evaluations."""
+    found = {}
+    for name in ("seed-4", "seed-5", "seed-6"):
+        run = open_run(seeds / name)
+        with run.checkpoints(writer=False) as checkpoints:
+            for step in checkpoints.steps():
+                arrays = checkpoints.arrays(step)
+                found |= {f"{name}/{step}/{k}": array.tobytes() for k, array in arrays.items()}
+        for file in ("metrics.jsonl", "evaluation.json"):
+            found[f"{name}/{file}"] = (seeds / name / file).read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("stop", [2, 10, 20])
+def test_seeds_that_were_stopped_and_resumed_are_those_that_were_not(
+    seeds: Path,
+    prepared: Path,
+    small: list[str],
+    tmp_path: Path,
+    stop: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "resumed"
+    stopping = [lambda step: step == stop, lambda step: False]
+    monkeypatch.setattr(d3jax.seeds, "telling_to_stop", lambda: nullcontext(stopping.pop(0)))
+    flags = ["--seeds", "3", "--seed", "4", "--out", str(out), *FLAGS, *small]
+    with pytest.raises(SystemExit):
+        main(["train", str(prepared), *flags])
+    assert not (out / "summary.json").exists()
+    # A kill between two seeds' checkpoints leaves one behind the others.
+    if stop == 20:
+        run = open_run(out / "seed-6")
+        shutil.rmtree(run.directory / "checkpoints" / "20")
+    main(["train", "--resume", str(out)])
+    ours, theirs = bits_of(out), bits_of(seeds)
+    assert {name for name in theirs if ours.get(name) != theirs[name]} == set()
+    assert (out / "summary.json").read_text() == (seeds / "summary.json").read_text()
+
+
+def test_a_folder_of_seeds_refuses_what_one_program_cannot_do(seeds: Path) -> None:
+    message = rf"^{re.escape(str(seeds))} holds seeds, which take no --debug or --distributed$"
+    with pytest.raises(ConfigError, match=message):
+        parse(["train", "--resume", str(seeds), "--debug"]).run(Console())
+
+
+def test_a_folder_without_seeds_is_named(tmp_path: Path) -> None:
+    message = rf"^{re.escape(str(tmp_path))} holds no seed; start them again with --overwrite$"
+    with pytest.raises(CheckpointError, match=message):
+        resume_seeds(tmp_path, Console())
 
 
 def test_the_seeds_differ_and_their_table_is_their_mean(
@@ -93,15 +145,13 @@ def test_the_table_shows_mean_and_spread(
     assert re.search(rf"overall\s*│\s*{expected}", capsys.readouterr().out)
     with pytest.raises(SystemExit, match="2"):
         main(["train", str(prepared), "--seeds", "2", "--out", str(out), *flags, *SMALL_PLAIN])
-    assert "choose another --out, or pass --overwrite" in said(capsys)
+    assert "go on with it by --resume, choose another --out, or pass --overwrite" in said(capsys)
 
 
 @pytest.mark.parametrize(
     "flags", [["--seeds", "0"], ["--seeds", "2", "--debug"], ["--seeds", "2", "--resume", "run"]]
 )
 def test_what_seeds_side_by_side_cannot_do_is_refused(prepared: Path, flags: list[str]) -> None:
-    from rich.console import Console
-
     message = (
         r"^seeds is \d; it takes a number from 1 on and a prepared directory, without --resume, "
         r"--debug or --distributed$"
@@ -113,10 +163,9 @@ def test_what_seeds_side_by_side_cannot_do_is_refused(prepared: Path, flags: lis
 def test_models_side_by_side_keep_their_tables_whole(prepared: Path) -> None:
     settings = parse(["train", str(prepared), "--table-layout", "sharded"]).chosen()
     schema, mesh = open_prepared(prepared).schema, make_mesh()
-    parts = build_parts(schema, settings, 3, mesh)
     message = (
         r"^models side by side keep their tables whole; use --table-layout replicated, or train "
         r"one seed at a time$"
     )
     with pytest.raises(ConfigError, match=message):
-        build_ensemble(*parts, [0, 1], mesh)
+        build_trainer(schema, settings, 3, mesh, models=2)

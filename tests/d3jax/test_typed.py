@@ -18,7 +18,7 @@ from d3jax.batch import Field, Schema
 from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, DataError
 from d3jax.registry import section_class, section_names
-from d3jax.training.fit import Progress
+from d3jax.training.loop import Progress
 from d3jax.typed import from_json, parse_json
 
 SECTIONS = {

@@ -17,7 +17,7 @@ from d3jax.cli import main
 from d3jax.evaluate import load_best, trainer_for
 from d3jax.run import open_run
 from d3jax.running import best_state, newest_state
-from d3jax.training.fit import Progress
+from d3jax.training.loop import Progress
 from experiments.chaos import differences
 from tests.flags import said
 
@@ -86,7 +86,8 @@ def test_newest_weights_stand_in_when_the_best_are_damaged(run: Path, capsys: Ca
     opened = open_run(run)
     trainer = trainer_for(opened)
     checkpoints = opened.checkpoints(writer=True)
-    state, progress = newest_state(trainer, checkpoints, Console(stderr=True))
+    settings = opened.config.train
+    state, _ = newest_state(trainer, [checkpoints], settings, Console(stderr=True))
     console = Console(stderr=True, width=1000)
     assert best_state(trainer, checkpoints, state, Progress(18, 18), console)[1] == "best weights"
     older, weights = best_state(trainer, checkpoints, state, Progress(18, 9), console)

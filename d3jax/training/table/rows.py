@@ -41,6 +41,14 @@ class RowSums(NamedTuple):
     gradient: Float[Array, "R D"]
     slot: Int[Array, " V"]
 
+    def at(self, array: Array) -> Array:
+        """Return the entries of an array [V ...] at these rows, zero for those past its end."""
+        return array.at[self.row].get(mode="fill", fill_value=0)
+
+    def put(self, array: Array, values: Array) -> Array:
+        """Return an array [V ...] with the values [R ...] written at these rows."""
+        return _put(array, self.row, values)
+
 
 def find_places(rows: Int[Array, "B K"], size: int, sharded: bool) -> Int[Array, " R"]:
     """Where the rows that all devices read lie in this device's part of `size` rows."""

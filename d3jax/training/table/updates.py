@@ -9,72 +9,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from d3jax.config import OptimizerConfig
-from d3jax.parameters import REPLICATED, Parameter, Tree, declare_array
-from d3jax.training.table.rows import Table, Touched, dense_gradient, squared_norm, sum_by_row
+from d3jax.parameters import Tree
+from d3jax.training.table.rows import RowSums, Table
 
-Places = Int[Array, " R"]
 Step = Int[Array, ""]
-
-
-class Updated(NamedTuple):
-    """The table and the update's state after a step, and ‖g‖² of the table's gradient."""
-
-    table: Table
-    state: Tree
-    squared_norm: Float[Array, ""]
+Rate = float | Callable[[Any], Any]
+"""A learning rate, or one for each step: a function of the number of steps taken before."""
 
 
 class TableUpdate(NamedTuple):
-    """A way to update the table; all of it runs inside the mapped step.
+    """A way to update the table, as optax' transformations are ways to update any array.
 
-    `declare(table)` says what is remembered between steps. `ready(table, state, places, step)`
-    brings the rows at `places` up to date before they are read, `apply(table, state, touched,
-    step)` takes the step, and `settle(table, state, step)` is the table that scores rows. `step`
-    counts the steps taken before. `row_wise` promises that rows outside the batch stay untouched.
+    `init(table)` is what is remembered between steps. `apply(table, state, gradient, step)` gives
+    the table and the state after the step that follows `step` others; it runs on each device, on
+    the device's part of the rows. `gradient` is that of the whole part or, where `row_wise`
+    promises that no other row is touched, of the batch's rows.
     """
 
-    declare: Callable[[Parameter], Tree]
-    ready: Callable[[Table, Tree, Places, Step], tuple[Table, Tree]]
-    apply: Callable[[Table, Tree, Touched, Step], Updated]
-    settle: Callable[[Table, Tree, Step], Table]
+    init: Callable[[Table], Tree]
+    apply: Callable[[Table, Tree, Any, Step], tuple[Table, Tree]]
     row_wise: bool
 
 
-def dense(transform: optax.GradientTransformation, sharded: bool) -> TableUpdate:
-    """Any optax transformation whose state starts at zero, on the gradient of the whole table."""
+def dense(transform: optax.GradientTransformation) -> TableUpdate:
+    """Return the update of all rows by any optax transformation.
 
-    def declare(table: Parameter) -> Tree:
-        shape = jax.ShapeDtypeStruct(table.shape, table.dtype)
+    Of a sharded table the transformation sees one device's rows, so it must treat each number, or
+    each row, by itself; clip by `Optimizer.clip_norm` instead of a part of the transformation.
+    """
 
-        def like(leaf: jax.ShapeDtypeStruct) -> Parameter:
-            spec = table.spec if leaf.shape == table.shape else REPLICATED
-            return Parameter(leaf.shape, dtype=leaf.dtype, spec=spec)
-
-        return jax.tree.map(like, jax.eval_shape(transform.init, shape))
-
-    def apply(table: Table, state: Tree, touched: Touched, step: Step) -> Updated:
-        gradient = dense_gradient(table, touched, sharded)
+    def apply(table: Table, state: Tree, gradient: Table, step: Step) -> tuple[Table, Tree]:
         updates, state = transform.update(gradient, state, table)
-        moved = optax.apply_updates(table, updates)
-        return Updated(moved, state, squared_norm(gradient, sharded))
+        moved: Any = optax.apply_updates(table, updates)
+        return moved, state
 
-    return TableUpdate(declare, leave, apply, as_it_is, row_wise=False)
+    return TableUpdate(transform.init, apply, row_wise=False)
 
 
 class AdagradState(NamedTuple):
-    """One sum of mean squared gradients a row, and the scratch of `sum_by_row`."""
+    """One sum of mean squared gradients a row."""
 
     total: Float[Array, " V"]
-    slot: Int[Array, " V"]
 
 
-def row_wise_adagrad(config: OptimizerConfig, sharded: bool) -> TableUpdate:
+def row_wise_adagrad(
+    learning_rate: Rate, weight_decay: float = 0.0, epsilon: float = 1e-8
+) -> TableUpdate:
     """Adagrad (Duchi et al., 2011) with one accumulator a row instead of one a number.
 
     A row that isn't touched doesn't move under dense Adagrad either, so without weight decay
@@ -82,34 +66,35 @@ def row_wise_adagrad(config: OptimizerConfig, sharded: bool) -> TableUpdate:
     of its squared gradients (Mudigere et al., 2022), a sixteenth of the memory at D = 16.
     """
 
-    def declare(table: Parameter) -> AdagradState:
-        total = declare_array(table.shape[:1], spec=table.spec)
-        return AdagradState(total, declare_index(table))
+    def init(table: Table) -> AdagradState:
+        return AdagradState(jnp.zeros(table.shape[:1], table.dtype))
 
-    def apply(table: Table, state: AdagradState, touched: Touched, step: Step) -> Updated:
-        sums = sum_by_row(state.slot, touched, sharded)
-        total = _at(state.total, touched.places) + jnp.square(sums.gradient).mean(-1)
-        row = _at(table, touched.places)
-        direction = sums.gradient / (jnp.sqrt(total)[:, None] + config.epsilon)
-        moved = row - config.learning_rate * (direction + config.embedding_decay * row)
-        return Updated(
-            put(table, sums.row, moved),
-            AdagradState(put(state.total, sums.row, total), sums.slot),
-            squared_norm(sums.gradient, sharded),
-        )
+    def apply(
+        table: Table, state: AdagradState, sums: RowSums, step: Step
+    ) -> tuple[Table, AdagradState]:
+        total = sums.at(state.total) + jnp.square(sums.gradient).mean(-1)
+        row = sums.at(table)
+        direction = sums.gradient / (jnp.sqrt(total)[:, None] + epsilon)
+        moved = row - rate_at(learning_rate, step) * (direction + weight_decay * row)
+        return sums.put(table, moved), AdagradState(sums.put(state.total, total))
 
-    return TableUpdate(declare, leave, apply, as_it_is, row_wise=True)
+    return TableUpdate(init, apply, row_wise=True)
 
 
 class LazyAdamState(NamedTuple):
-    """Adam's running means of gradient and squared gradient, and the scratch of `sum_by_row`."""
+    """Adam's running means of gradient and squared gradient."""
 
     mean: Table
     square: Table
-    slot: Int[Array, " V"]
 
 
-def lazy_adamw(config: OptimizerConfig, sharded: bool) -> TableUpdate:
+def lazy_adamw(
+    learning_rate: Rate,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> TableUpdate:
     """AdamW that moves the rows of the batch alone.
 
     Dense AdamW also moves a row that no batch touches: its running mean fades over some ten steps
@@ -118,60 +103,26 @@ def lazy_adamw(config: OptimizerConfig, sharded: bool) -> TableUpdate:
     frequent rows the two agree, on rare ones they differ by about a tenth of a row's movement.
     """
 
-    def declare(table: Parameter) -> LazyAdamState:
-        moment = declare_array(table.shape, spec=table.spec)
-        return LazyAdamState(moment, moment, declare_index(table))
+    def init(table: Table) -> LazyAdamState:
+        return LazyAdamState(jnp.zeros_like(table), jnp.zeros_like(table))
 
-    def apply(table: Table, state: LazyAdamState, touched: Touched, step: Step) -> Updated:
-        sums = sum_by_row(state.slot, touched, sharded)
-        row, mean, square = (
-            _at(array, touched.places) for array in (table, state.mean, state.square)
-        )
-        mean = config.b1 * mean + (1 - config.b1) * sums.gradient
-        square = config.b2 * square + (1 - config.b2) * jnp.square(sums.gradient)
-        moved = row - adamw_move(config, row, mean, square, step)
-        return Updated(
-            put(table, sums.row, moved),
-            LazyAdamState(
-                put(state.mean, sums.row, mean), put(state.square, sums.row, square), sums.slot
-            ),
-            squared_norm(sums.gradient, sharded),
+    def apply(
+        table: Table, state: LazyAdamState, sums: RowSums, step: Step
+    ) -> tuple[Table, LazyAdamState]:
+        row, mean, square = (sums.at(array) for array in (table, state.mean, state.square))
+        mean = b1 * mean + (1 - b1) * sums.gradient
+        square = b2 * square + (1 - b2) * jnp.square(sums.gradient)
+        count = (step + 1).astype(jnp.float32)
+        spread = jnp.sqrt(square / (1 - b2**count)) + epsilon
+        direction = mean / (1 - b1**count) / spread
+        moved = row - rate_at(learning_rate, step) * (direction + weight_decay * row)
+        return sums.put(table, moved), LazyAdamState(
+            sums.put(state.mean, mean), sums.put(state.square, square)
         )
 
-    return TableUpdate(declare, leave, apply, as_it_is, row_wise=True)
+    return TableUpdate(init, apply, row_wise=True)
 
 
-def adamw_move(
-    config: OptimizerConfig, row: Array, mean: Array, square: Array, step: Step
-) -> Array:
-    """What AdamW takes off a row in the step after `step` others."""
-    count = (step + 1).astype(jnp.float32)
-    mean = mean / (1 - config.b1**count)
-    square = square / (1 - config.b2**count)
-    direction = mean / (jnp.sqrt(square) + config.epsilon)
-    return config.learning_rate * (direction + config.embedding_decay * row)
-
-
-def put(array: Array, row: Int[Array, " R"], value: Array) -> Array:
-    """Writes the entries of `value` whose `row` is inside; the rows are all different."""
-    return array.at[row].set(value, mode="drop", unique_indices=True)
-
-
-def leave(table: Table, state: Tree, places: Places, step: Step) -> tuple[Table, Tree]:
-    """Rows need nothing before they are read."""
-    return table, state
-
-
-def as_it_is(table: Table, state: Tree, step: Step) -> Table:
-    """The table needs nothing before it scores rows."""
-    return table
-
-
-def declare_index(table: Parameter) -> Any:
-    """One integer a row of the table."""
-    return declare_array(table.shape[:1], spec=table.spec, dtype=jnp.int32)
-
-
-def _at(array: Array, places: Places) -> Array:
-    """The entries at `places`, zero where a row lies elsewhere."""
-    return array.at[places].get(mode="fill", fill_value=0)
+def rate_at(rate: Rate, step: Step) -> Any:
+    """Return the learning rate of the step that follows `step` others."""
+    return rate(step) if callable(rate) else rate

@@ -13,7 +13,7 @@ from d3jax.config import Config
 from d3jax.console.journal import Journal, Silence
 from d3jax.data.prepared import open_prepared
 from d3jax.run import Run
-from d3jax.training.fit import Observer
+from d3jax.training.loop import Observer
 from d3jax.training.metrics import Evaluation, Metrics
 
 OVERALL = Metrics(rows=30, click_rate=0.2, auc=0.625, logloss=0.5, constant_logloss=0.5)

@@ -15,12 +15,11 @@ from d3jax.errors import ConfigError, DataError, Preempted, TrainingError
 from d3jax.parameters import named_leaves
 from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import (
+from d3jax.training.fit import build_adapter, build_trainer
+from d3jax.training.loop import (
     Data,
     Observer,
     Progress,
-    build_adapter,
-    build_trainer,
     evaluate,
     finished,
     fit,
@@ -478,7 +477,7 @@ def test_a_finished_run_is_left_as_it_is(trainer, checkpoints, progress):
 
 def test_evaluation_counts_each_real_row_once(trainer, schema):
     batches = [make_batch(schema, 64, seed, padding=20 * seed) for seed in range(3)]
-    evaluation = evaluate(trainer, trainer.init(), batches)
+    [evaluation] = evaluate(trainer, trainer.init(), batches)
     labels = np.concatenate([batch.label[batch.mask] for batch in batches])
     assert evaluation.overall.rows == 64 + 44 + 24
     assert evaluation.overall.click_rate == pytest.approx(labels.mean())
@@ -497,7 +496,7 @@ def test_batches_are_placed_ahead_in_order(trainer, schema, number):
             yield make_batch(schema, 64, seed)
 
     yielded = []
-    for seed, batch in enumerate(place_ahead(trainer.mesh, source(), ahead=2)):
+    for seed, batch in enumerate(place_ahead(trainer, zip(source()), ahead=2)):
         np.testing.assert_array_equal(batch.ids, make_batch(schema, 64, seed).ids)
         assert batch.ids.sharding.device_set == set(trainer.mesh.devices)
         assert len(asked) == min(seed + 3, number)

@@ -9,9 +9,9 @@ from d3jax.batch import Batch
 from d3jax.training.loss import (
     BalanceOptions,
     binary_cross_entropy,
-    d3_balance,
     row_complexity,
     unweighted,
+    weigh_rows,
 )
 
 
@@ -42,7 +42,7 @@ def six(output):
 
 
 def weights(config, output, batch, step=5, start=5):
-    return d3_balance(config, start).row_weights((), output, batch, jnp.int32(step), EVALUATION)
+    return weigh_rows(config, start).row_weights((), output, batch, jnp.int32(step), EVALUATION)
 
 
 def test_weights_are_complexity_times_specificity(output, six):

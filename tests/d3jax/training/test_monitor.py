@@ -4,7 +4,7 @@ import pytest
 
 from d3jax.config import TrainConfig
 from d3jax.errors import ConfigError, TrainingError
-from d3jax.training.fit import check_monitor, monitored
+from d3jax.training.loop import check_monitor, monitored
 from d3jax.training.metrics import Evaluation, Metrics
 
 

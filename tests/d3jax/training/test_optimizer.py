@@ -1,4 +1,6 @@
-"""AdamW with two decays against the published algorithm in float64 NumPy."""
+"""AdamW with two decays against the published algorithm in float64 NumPy, and the schedules."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,11 @@ import optax
 import pytest
 
 from d3jax.config import OptimizerConfig
-from d3jax.training.optimizer import adamw
+from d3jax.errors import ConfigError
+from d3jax.training.optimizer import adamw, learning_rate, optimizer
 
-CONFIG = OptimizerConfig(
-    learning_rate=0.03, weight_decay=0.7, embedding_decay=0.2, b1=0.8, b2=0.95, epsilon=1e-3
-)
+CONFIG = OptimizerConfig(learning_rate=0.03, weight_decay=0.7, embedding_decay=0.2)
+B1, B2, EPSILON = 0.9, 0.999, 1e-8
 SHAPES = {"table": (5, 4), "kernel": (4, 3), "bias": (3,)}
 
 
@@ -26,11 +28,11 @@ def reference(params, gradients, config):
     for time, gradient in enumerate(gradients, start=1):
         for name, g in gradient.items():
             decay = config.embedding_decay if name == "table" else config.weight_decay
-            mean[name] = config.b1 * mean[name] + (1 - config.b1) * g
-            square[name] = config.b2 * square[name] + (1 - config.b2) * g**2
-            unbiased = mean[name] / (1 - config.b1**time)
-            spread = np.sqrt(square[name] / (1 - config.b2**time))
-            change = unbiased / (spread + config.epsilon) + decay * params[name]
+            mean[name] = B1 * mean[name] + (1 - B1) * g
+            square[name] = B2 * square[name] + (1 - B2) * g**2
+            unbiased = mean[name] / (1 - B1**time)
+            spread = np.sqrt(square[name] / (1 - B2**time))
+            change = unbiased / (spread + EPSILON) + decay * params[name]
             params = {**params, name: params[name] - config.learning_rate * change}
     return params
 
@@ -38,7 +40,10 @@ def reference(params, gradients, config):
 def run(params, gradients, config):
     """The arrays after steps of the network's optimizer and of the table's dense update."""
     transforms = {
-        name: adamw(config, config.embedding_decay if name == "table" else config.weight_decay)
+        name: adamw(
+            config.learning_rate,
+            config.embedding_decay if name == "table" else config.weight_decay,
+        )
         for name in SHAPES
     }
     params = {name: jnp.asarray(array, jnp.float32) for name, array in params.items()}
@@ -57,7 +62,7 @@ def test_several_steps_are_those_of_the_reference():
     start, gradients = draw(rng), [draw(rng) for _ in range(7)]
     ours, theirs = run(start, gradients, CONFIG), reference(start, gradients, CONFIG)
     for name in SHAPES:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-6, err_msg=name)
         assert np.abs(theirs[name] - start[name]).max() > 0.05, "the steps must be large enough"
 
 
@@ -73,3 +78,47 @@ def test_each_decay_reaches_its_own_parameters_only(decay, decayed):
     for name in SHAPES:
         factor = 1 - 0.1 * 0.5 if name in decayed else 1.0
         np.testing.assert_allclose(after[name], factor * start[name], rtol=1e-6, err_msg=name)
+
+
+def rates(steps=100, **changes):
+    """The learning rate of each step of a run, whose highest is 2."""
+    rate = learning_rate(OptimizerConfig(learning_rate=2.0, **changes), steps)
+    return np.array([rate(jnp.int32(step)) for step in range(steps)])
+
+
+def test_a_rate_without_schedule_is_a_number():
+    assert learning_rate(OptimizerConfig(learning_rate=2.0), 100) == 2.0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd"])
+def test_warming_up_rises_evenly_from_nothing(schedule):
+    found = rates(schedule=schedule, warmup=0.1)
+    np.testing.assert_allclose(found[:11], 0.2 * np.arange(11), rtol=1e-6)
+    assert found.max() == pytest.approx(2.0)
+
+
+def test_cosine_falls_to_nothing_over_the_rest_of_the_run():
+    expected = [1 + math.cos(math.pi * step / 90) for step in range(90)]
+    np.testing.assert_allclose(rates(schedule="cosine", warmup=0.1)[10:], expected, atol=1e-6)
+    expected = [1 + math.cos(math.pi * step / 100) for step in range(100)]
+    np.testing.assert_allclose(rates(schedule="cosine"), expected, atol=1e-6)
+
+
+def test_warm_up_stable_decay_stays_and_then_falls_evenly():
+    found = rates(schedule="wsd", warmup=0.1, cooldown=0.25)
+    np.testing.assert_allclose(found[10:75], 2.0)
+    np.testing.assert_allclose(found[75:], 2 * (1 - np.arange(25) / 25), rtol=1e-5)
+    np.testing.assert_allclose(rates(schedule="wsd", cooldown=0.0), 2.0)
+    np.testing.assert_allclose(rates(schedule="constant", warmup=0.1)[10:], 2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip_norm": -1.0}, r"^clip_norm is -1.0; it must be between 0 and 1e\+30$"),
+        ({"average": 1.0}, r"^average is 1.0; it must be between 0 and 1$"),
+    ],
+)
+def test_an_optimizer_of_ones_own_is_checked(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        optimizer(optax.sgd(1.0), **settings)

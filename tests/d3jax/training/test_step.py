@@ -17,11 +17,17 @@ from d3jax.config import OptimizerConfig
 from d3jax.parameters import DATA_AXIS
 from d3jax.parts import build_model
 from d3jax.training.fit import build_trainer
-from d3jax.training.loss import BalanceOptions, binary_cross_entropy, d3_balance, unweighted
-from d3jax.training.optimizer import Optimizer, build_optimizer
+from d3jax.training.loss import (
+    BalanceOptions,
+    binary_cross_entropy,
+    unweighted,
+    weigh_rows,
+)
+from d3jax.training.optimizer import build_optimizer
+from d3jax.training.optimizer import optimizer as optimizer_of
 from d3jax.training.sharding import make_mesh, place_batch, replicate
 from d3jax.training.step import StepOptions, init_state, make_score_step, make_train_step
-from d3jax.training.table.updates import dense
+from d3jax.training.table.updates import TableUpdate
 from tests.d3jax.training.world import largest_difference, make_batch, moments
 
 DECAYS = OptimizerConfig(weight_decay=1e-2, embedding_decay=0.5)
@@ -43,7 +49,7 @@ def after_steps(model, adapter, devices, batches, optimizer_for=adamw_for):
 
 def gradient_descent(model):
     """With a step size of 1 the parameters' change is minus the gradient."""
-    return Optimizer(optax.sgd(1.0), dense(optax.sgd(1.0), sharded=False), sharded=False)
+    return optimizer_of(optax.sgd(1.0))
 
 
 def reference(model, adapter, batch: Batch):
@@ -77,7 +83,7 @@ def test_loss_and_gradient_are_those_of_the_real_rows(
     monkeypatch.setattr(generation, "BLOCK", 2)
     d3 = dataclasses.replace(config.d3, **HEADS[head])
     model = build_model(schema, dataclasses.replace(config, d3=d3))
-    adapter = d3_balance(BalanceOptions(), start_step=0)
+    adapter = weigh_rows(BalanceOptions(), start_step=0)
     (loss, gradient), before = reference(model, adapter, batch)
     state, info, _ = after_steps(model, adapter, devices, [batch], gradient_descent)
     stepped = jax.tree.map(lambda old, new: old - new, before, state.params)
@@ -89,9 +95,42 @@ def test_loss_and_gradient_are_those_of_the_real_rows(
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale + 2e-7)
 
 
+def row_wise_descent():
+    """Gradient descent on the batch's rows alone."""
+
+    def apply(table, state, sums, step):
+        return sums.put(table, sums.at(table) - sums.gradient), state
+
+    return TableUpdate(lambda table: (), apply, row_wise=True)
+
+
+@pytest.mark.parametrize(("layout", "devices"), [("replicated", 1), ("sharded", 8)])
+@pytest.mark.parametrize("table", [None, row_wise_descent()], ids=["dense", "row_wise"])
+def test_clipping_is_that_of_optax_on_the_whole_gradient(
+    schema, config, batch, table, layout, devices
+):
+    changed = dataclasses.replace(config.model, table_layout=layout, head="own")
+    model = build_model(schema, dataclasses.replace(config, model=changed))
+    (_, gradient), before = reference(model, unweighted(), batch)
+    norm = float(optax.tree.norm(gradient))
+    for clip_norm in (0.3 * norm, 2 * norm):
+        optimizer = optimizer_of(optax.sgd(1.0), table, clip_norm=clip_norm)
+        state, info, _ = after_steps(
+            model, unweighted(), devices, [batch], lambda _, o=optimizer: o
+        )
+        clip = optax.clip_by_global_norm(clip_norm)
+        expected, _ = clip.update(gradient, clip.init(gradient))
+        assert info.gradient_norm == pytest.approx(norm, rel=1e-5)
+        assert float(optax.tree.norm(expected)) == pytest.approx(min(clip_norm, norm), rel=1e-5)
+        stepped = jax.tree.map(lambda old, new: old - new, before, state.params)
+        for ours, theirs in zip(jax.tree.leaves(stepped), jax.tree.leaves(expected), strict=True):
+            scale = max(float(jnp.abs(theirs).max()), 0.01)
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale + 2e-7)
+
+
 def test_eight_devices_equal_one_over_several_steps(schema, config):
     model = build_model(schema, config)
-    adapter = d3_balance(BalanceOptions(), start_step=2)
+    adapter = weigh_rows(BalanceOptions(), start_step=2)
     batches = [make_batch(schema, 64, seed, padding=5 * seed) for seed in range(4)]
     one, info_one, _ = after_steps(model, adapter, 1, batches)
     eight, info_eight, _ = after_steps(model, adapter, 8, batches)
@@ -125,7 +164,7 @@ def test_slices_are_the_same_rows_on_any_number_of_devices(schema, config, batch
     """D3's weights are normalised within a slice, so that slices of other rows would show."""
     model_config = dataclasses.replace(config.model, embedding_dropout=0.3)
     model = build_model(schema, dataclasses.replace(config, model=model_config))
-    adapter = d3_balance(BalanceOptions(), start_step=0)
+    adapter = weigh_rows(BalanceOptions(), start_step=0)
     one, info_one = sliced(model, adapter, batch, 1, 4)
     eight, info_eight = sliced(model, adapter, batch, 8, 4)
     assert info_eight.loss == pytest.approx(info_one.loss, abs=1e-6)
@@ -150,8 +189,8 @@ def test_a_weight_schedule_changes_nothing_before_it_starts(schema, config, batc
     model = build_model(schema, config)
     batches = [batch] * 4
     plain, _, _ = after_steps(model, unweighted(), 8, batches)
-    later, _, _ = after_steps(model, d3_balance(BalanceOptions(), 4), 8, batches)
-    earlier, _, _ = after_steps(model, d3_balance(BalanceOptions(), 3), 8, batches)
+    later, _, _ = after_steps(model, weigh_rows(BalanceOptions(), 4), 8, batches)
+    earlier, _, _ = after_steps(model, weigh_rows(BalanceOptions(), 3), 8, batches)
     same = jax.tree.map(np.array_equal, plain.params, later.params)
     assert all(jax.tree.leaves(same))
     assert largest_difference(plain.params, earlier.params) > 1e-4
@@ -163,7 +202,7 @@ def test_neutral_weights_make_d3_equal_d2(schema, config, batch):
     )
     model = build_model(schema, config)
     d2, _, _ = after_steps(model, unweighted(), 8, [batch] * 3)
-    d3, _, _ = after_steps(model, d3_balance(neutral, 0), 8, [batch] * 3)
+    d3, _, _ = after_steps(model, weigh_rows(neutral, 0), 8, [batch] * 3)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, d2.params, d3.params)))
 
 
@@ -186,7 +225,7 @@ def test_padding_and_its_contents_change_nothing(schema, config, batch):
         batch,
         noise,
     )._replace(mask=batch.mask)
-    adapter = d3_balance(BalanceOptions(), 0)
+    adapter = weigh_rows(BalanceOptions(), 0)
     ours, _, _ = after_steps(model, adapter, 8, [batch])
     theirs, _, _ = after_steps(model, adapter, 8, [other])
     assert largest_difference(moments(ours), moments(theirs)) < 1e-6
@@ -213,7 +252,7 @@ def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, bat
 @pytest.mark.parametrize("devices", [1, 8])
 def test_scores_are_weighed_as_the_balance_weighs_the_batch(schema, config, batch, devices):
     model = build_model(schema, config)
-    mesh, balance = make_mesh(jax.devices()[:devices]), d3_balance(BalanceOptions(), 0)
+    mesh, balance = make_mesh(jax.devices()[:devices]), weigh_rows(BalanceOptions(), 0)
     state = init_state(model, balance, adamw_for(model), seed=0)
     placed = replicate(mesh, state)
     score = make_score_step(model, mesh, balance)

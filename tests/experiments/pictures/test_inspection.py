@@ -51,7 +51,7 @@ def test_weights_are_complexity_times_specificity_within_a_batch(
 ) -> None:
     run = open_run(trained)
     loaded = load_best(run)
-    params = jax.tree.map(np.asarray, loaded.trainer.settle(loaded.state))
+    params = jax.tree.map(np.asarray, loaded.state.params)
     params = jax.tree.map(jax.numpy.asarray, params)
     first = next(iter(evaluation_batches(open_prepared(prepared).rows("test"), batch_size=256)))
     output, _ = build_model(run.schema, run.config).apply(params, (), first, EVALUATION)
