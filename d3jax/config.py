@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from d3jax.checks import widths, within
+from d3jax.checks import check_weighing, widths, within
 from d3jax.errors import ConfigError
 from d3jax.options import (
     AdaptDHMOptions,
@@ -182,22 +182,10 @@ class BalanceConfig:
     def __post_init__(self) -> None:
         check_types(self)
         within("start_ratio", self.start_ratio, 0, 1)
-        for name in ("complexity", "specificity"):
-            shift, scale = self._weights(name)
-            within(f"{name}_shift", shift, 0, 100)
-            within(f"{name}_scale", scale, 0, 100)
-            if shift == scale == 0:
-                raise ConfigError(
-                    f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
-                    "set one of them above 0"
-                )
+        check_weighing("complexity", self.complexity_shift, self.complexity_scale)
+        check_weighing("specificity", self.specificity_shift, self.specificity_scale)
         within("lower", self.lower, 0, self.upper)
         within("minimum_std", self.minimum_std, 0, math.inf)
-
-    def _weights(self, name: str) -> tuple[float, float]:
-        if name == "complexity":
-            return self.complexity_shift, self.complexity_scale
-        return self.specificity_shift, self.specificity_scale
 
 
 @dataclass(frozen=True)
