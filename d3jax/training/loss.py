@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from d3jax.balance import (
-    complexity,
-    complexity_weights,
-    naive_complexity,
-    scheduled_weights,
-    specificity_weights,
-    unit_mean_weights,
-)
+from d3jax.balance import row_weights, scheduled_weights
 from d3jax.base import Feedback, LossAdapter, Mode, Output
 from d3jax.batch import Batch
 from d3jax.config import BalanceConfig
@@ -41,38 +36,16 @@ def d3_balance(config: BalanceConfig, start_step: int) -> LossAdapter:
 
     A model without attention is weighed by its gate alone, as D3 does for STAR and SAR-Net.
     """
+    settings = asdict(config)
+    del settings["start_ratio"]
 
-    def row_weights(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Array:
-        weights = jnp.ones_like(output.logits)
-        if output.attention is not None:
-            weights = weights * complexity_weights(
-                row_complexity(config, output.attention),
-                batch.mask,
-                lower=config.lower,
-                upper=config.upper,
-                shift=config.complexity_shift,
-                scale=config.complexity_scale,
-                minimum_std=config.minimum_std,
-                axis_name=mode.axis_name,
-            )
-        if output.gate is not None:
-            weights = weights * specificity_weights(
-                output.gate, shift=config.specificity_shift, scale=config.specificity_scale
-            )
-        if config.normalize:
-            weights = unit_mean_weights(weights, batch.mask, axis_name=mode.axis_name)
+    def weigh(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Array:
+        weights = row_weights(
+            output.attention, output.gate, batch.mask, axis_name=mode.axis_name, **settings
+        )
         return scheduled_weights(weights, step, start_step)
 
-    return LossAdapter((), binary_cross_entropy, row_weights, _keep)
-
-
-def row_complexity(config: BalanceConfig, attention: Float[Array, "B N N"]) -> Float[Array, " B"]:
-    """The complexity of Eq. 15 in the form and with the sign that `config` asks for."""
-    if config.entropy == "naive":
-        value = naive_complexity(attention)
-    else:
-        value = complexity(attention, form=config.entropy)
-    return -value if config.literal_sign else value
+    return LossAdapter((), binary_cross_entropy, weigh, _keep)
 
 
 def _keep(state: Tree, feedback: Feedback, step: Array, mode: Mode) -> Tree:
