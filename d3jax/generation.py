@@ -20,6 +20,7 @@ from d3jax.layers.dense import (
     explicit_place,
     for_rows,
     sum_outer,
+    varying_alike,
 )
 from d3jax.parameters import Initializer, declare_array, glorot, zeros
 
@@ -114,18 +115,22 @@ def generate_weights(
     return kernel, dense(params.bias, hidden)
 
 
-@jax.custom_vjp
 def mix_kernels(terms: Float[Array, "B R"], kernel: Float[Array, "R I O"]) -> Float[Array, "B I O"]:
     """Σ_r terms_r kernel_r for every row.
 
     Left to itself, JAX takes the gradient of the shared matrices with R last, and then turns the
     largest array of the step around.
     """
+    return _mix(*varying_alike(terms, kernel))
+
+
+@jax.custom_vjp
+def _mix(terms: Array, kernel: Array) -> Array:
     return jnp.einsum("br,rio->bio", terms, kernel)
 
 
 def _mix_forward(terms: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return mix_kernels(terms, kernel), (terms, kernel)
+    return _mix(terms, kernel), (terms, kernel)
 
 
 def _mix_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -134,10 +139,9 @@ def _mix_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, A
     return jnp.einsum("bio,rio->br", gradient, kernel), to_kernel
 
 
-mix_kernels.defvjp(_mix_forward, _mix_backward)
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
-@jax.custom_vjp
 def apply_kernels(
     inputs: Float[Array, "B I"], kernels: Float[Array, "B I O"]
 ) -> Float[Array, "B O"]:
@@ -145,11 +149,16 @@ def apply_kernels(
 
     Left to itself, JAX takes the gradient of the kernels with I last, and turns it around.
     """
+    return _apply(*varying_alike(inputs, kernels))
+
+
+@jax.custom_vjp
+def _apply(inputs: Array, kernels: Array) -> Array:
     return jnp.einsum("bi,bio->bo", inputs, kernels, preferred_element_type=wide_type(inputs))
 
 
 def _apply_forward(inputs: Array, kernels: Array) -> tuple[Array, tuple[Array, Array]]:
-    return apply_kernels(inputs, kernels), (inputs, kernels)
+    return _apply(inputs, kernels), (inputs, kernels)
 
 
 def _apply_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -158,7 +167,7 @@ def _apply_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
     return jnp.einsum("bo,bio->bi", gradient, kernels), inputs[:, :, None] * gradient[:, None]
 
 
-apply_kernels.defvjp(_apply_forward, _apply_backward)
+_apply.defvjp(_apply_forward, _apply_backward)
 
 
 BLOCK = 256
@@ -172,7 +181,7 @@ def apply_mixed(
     made, summed in float32 at least."""
     in_blocks = jax.default_backend() == "cpu" and isinstance(inputs.shape[0], int)
     if in_blocks and explicit_place(inputs) is None:
-        return _mixed_by_blocks(terms, inputs, kernel)
+        return _mixed_by_blocks(*varying_alike(terms, inputs, kernel))
     return apply_kernels(terms, _images(inputs, _side_by_side(kernel), len(kernel)))
 
 

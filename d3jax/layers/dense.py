@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -100,6 +100,26 @@ def explicit_place(array: Array) -> NamedSharding | None:
     """
     sharding = jax.typeof(array).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    """Return the arrays as varying over the same axes of a mesh inside `shard_map`.
+
+    A gradient rule of one's own gives each device's share of a gradient. What was the same on all
+    devices must vary first, for JAX to add the shares.
+    """
+    axes = [_varying_axes(array) for array in arrays]
+    union = frozenset().union(*axes)
+    return tuple(
+        jax.lax.pcast(array, tuple(union - own), to="varying") if union - own else array
+        for array, own in zip(arrays, axes, strict=True)
+    )
+
+
+def _varying_axes(array: Array) -> frozenset[Hashable]:
+    """Return the axes that an array varies over, which JAX 0.9 called `vma`."""
+    kind: Any = jax.typeof(array)
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 
 def sum_outer(

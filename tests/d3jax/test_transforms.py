@@ -5,6 +5,7 @@ One program holds every function with parameters and rows of its own, so a failu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache, partial
@@ -19,17 +20,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from d3jax import generation
-from d3jax.attention import declare_attention, select_features
 from d3jax.balance import (
     complexity,
     naive_complexity,
     normalized_complexity,
     row_weights,
-    unit_mean_weights,
     weighted_loss,
 )
-from d3jax.fusion import declare_fused, declare_gate, fused_layer, fused_layer_plain, fusion_gate
-from d3jax.generation import declare_hidden, feature_hidden
+from d3jax.fusion import declare_fused, fused_layer
 from d3jax.layer import d3_layer
 from d3jax.parameters import initialize
 
@@ -58,26 +56,20 @@ class Case(NamedTuple):
 
 
 def cases() -> dict[str, Case]:
-    layer = partial(declare_fused, M, I, O, shared=True)
     cut = partial(fused_layer, budget=B * I)
     none = ()
     declared = {
-        "selected": (declare_attention(D), lambda p, r, _: select_features(p, r["x"])),
-        "hidden": (declare_hidden(N, D, 2), lambda p, r, _: feature_hidden(p, r["x"])),
-        "gate": (declare_gate(N * D, (3,)), lambda p, r, _: fusion_gate(p, r["x"])),
-        "plain": (layer(), lambda p, r, _: fused_layer_plain(p, r["gate"], r["units"], r["u"])),
-        "cut": (layer(), lambda p, r, _: cut(p, r["gate"], r["units"], r["u"])),
-        "cut, ranked": (layer(rank=3), lambda p, r, _: cut(p, r["gate"], r["units"], r["u"])),
-        "rows": (none, lambda p, r, _: complexity(r["logits"])),
+        "layer": (LAYER, lambda p, r, _: LAYER.with_info(p, r["u"], r["x"])),
+        "dense layer": (DENSE, lambda p, r, _: DENSE.with_info(p, r["u"], r["x"])),
+        "layer in slices": (
+            declare_fused(M, I, O, shared=True, rank=3),
+            lambda p, r, _: cut(p, r["gate"], r["units"], r["u"]),
+        ),
         "mean row": (none, lambda p, r, _: complexity(r["logits"], form="mean_row")),
         "naive": (none, lambda p, r, _: naive_complexity(r["logits"])),
         "normalized": (
             none,
             lambda p, r, axis: normalized_complexity(r["losses"], r["mask"], axis_name=axis),
-        ),
-        "unit mean": (
-            none,
-            lambda p, r, axis: unit_mean_weights(r["losses"] ** 2, r["mask"], axis_name=axis),
         ),
         "weights": (
             none,
@@ -86,8 +78,6 @@ def cases() -> dict[str, Case]:
             ),
         ),
         "loss": (none, loss),
-        "layer": (LAYER, lambda p, r, _: LAYER.with_info(p, r["u"], r["x"])),
-        "dense layer": (DENSE, lambda p, r, _: DENSE.with_info(p, r["u"], r["x"])),
     }
     keys = dict(zip(declared, jax.random.split(jax.random.key(1), len(declared)), strict=True))
     return {
@@ -243,14 +233,31 @@ def check(found: Any, expected: Any, dtype: str) -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("transform", TRANSFORMS)
+QUICK = {
+    ("jit", "bfloat16"),
+    ("vmap", "float32"),
+    ("scan", "float32"),
+    ("shard_map", "float32"),
+    ("explicit mesh", "float32"),
+    ("auto mesh", "float64"),
+}
+"""Each type, and each transform that has rules of its own."""
+
+
+def pairs() -> Iterator[Any]:
+    """Every transform with every type; compiling them all takes minutes."""
+    for pair in itertools.product(TRANSFORMS, TOLERANCE):
+        yield pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("transform", "dtype"), list(pairs()))
 def test_every_transform_gives_the_plain_values(transform: str, dtype: str) -> None:
     with jax.enable_x64(True):
         for found in TRANSFORMS[transform](cast(ALL, dtype)):
             check(found, plain(dtype), dtype)
 
 
+@pytest.mark.slow
 def test_one_row() -> None:
     with jax.enable_x64(True):
         check(
