@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from d3jax.floats import widened
 from d3jax.layers.dense import Dense, declare_dense, dense
 from d3jax.parameters import declare_array, zeros
 
@@ -52,6 +53,7 @@ def select_features(
     (`gain · softmax(Q Kᵀ) V + x` when it has a gain), and the logits Q Kᵀ, whose rows are the
     fields that ask. The paper doesn't divide by √D; `scaled` does.
     """
+    params, x = widened(params, x)
     logits = jnp.einsum("bqd,bkd->bqk", dense(params.query, x), dense(params.key, x))
     if scaled:
         logits = logits / jnp.sqrt(jnp.asarray(x.shape[-1], x.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from d3jax.errors import ConfigError, DataError
 
@@ -15,6 +16,23 @@ def within(name: str, value: float, low: float, high: float) -> None:
     """Raises `ConfigError` unless low <= value <= high (a NaN never is)."""
     if not low <= value <= high:
         raise ConfigError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
+
+def one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raises `ConfigError` unless the value is one of those known."""
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+
+
+def check_weighing(name: str, shift: float, scale: float) -> None:
+    """Raises `ConfigError` unless `shift + scale · value` weighs rows: finite, and not all by 0."""
+    within(f"{name}_shift", shift, 0, 100)
+    within(f"{name}_scale", scale, 0, 100)
+    if shift == scale == 0:
+        raise ConfigError(
+            f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
+            "set one of them above 0"
+        )
 
 
 def widths(name: str, values: tuple[int, ...], *, empty: bool = True) -> None:

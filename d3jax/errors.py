@@ -16,6 +16,10 @@ class ConfigError(D3jaxError):
     """A setting outside its range, or settings that contradict each other."""
 
 
+class ShapeError(D3jaxError):
+    """An array whose shape or type a function can't work with."""
+
+
 class CheckpointError(D3jaxError):
     """A run or checkpoint that can't be written, read or continued."""
 

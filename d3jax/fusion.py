@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Activation
+from d3jax.floats import wide_type, widened
 from d3jax.generation import (
     GeneratorParams,
     apply_kernels,
@@ -99,6 +100,7 @@ def fuse(
     `(g₀ · specific) ⊙ (g₁ · shared)`, or their sum when `additive`, which unlike the product
     tells the two gate values apart. Works on kernels [B I O] and biases [B O] alike.
     """
+    gate, specific, shared = widened(gate, specific, shared)
     column = (-1, *[1] * (specific.ndim - 1))
     own = gate[:, 0].reshape(column) * specific
     common = jnp.einsum("b,...->b...", gate[:, 1], shared)
@@ -118,6 +120,7 @@ def fused_layer_plain(
 
     The form to read and to test against; `fused_layer` gives the same values.
     """
+    params, gate, hidden, inputs = widened(params, gate, hidden, inputs)
     kernel, bias = generate_weights(params.generator, hidden)
     if params.shared is not None:
         assert gate is not None
@@ -137,7 +140,7 @@ def fused_layer(
     kernel_additive: bool = False,
     bias_additive: bool = False,
     budget: int | None = None,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Float[Array, "B O"]:
     """`fused_layer_plain` with one generated tensor alive instead of several.
 
@@ -147,8 +150,10 @@ def fused_layer(
     again for the gradient (a slice has a few copies, and being small costs it nothing). With fewer
     terms than inputs (R < I) the inputs meet the shared matrices first, and no row has a kernel.
     `bias_hidden` generates the bias where it isn't `hidden` that does. `dtype` is what the row's
-    kernel is made, kept and multiplied in; all else, and the result, is float32.
+    kernel is made, kept and multiplied in (None: as all else, and the result, is: in float32, or
+    in float64 where an argument has it).
     """
+    params, gate, hidden, inputs, bias_hidden = widened(params, gate, hidden, inputs, bias_hidden)
     kernel, offset = params.generator.kernel, params.generator.kernel_offset
     bias = dense(params.generator.bias, hidden if bias_hidden is None else bias_hidden)
     common = jnp.zeros_like(bias)
@@ -166,7 +171,7 @@ def fused_layer(
             bias = fuse(gate, bias, params.shared.bias, additive=bias_additive)
     terms = mixture(params.generator, hidden)
     kernel, offset, terms, inputs = (
-        array.astype(dtype) for array in (kernel, offset, terms, inputs)
+        array.astype(dtype or array.dtype) for array in (kernel, offset, terms, inputs)
     )
     budget = kernel_budget() if budget is None else budget
     own = _contract(kernel, offset, terms, inputs, budget)
@@ -203,7 +208,7 @@ def _contract(
         else:
             own = apply_kernels(inputs, mix_kernels(terms, weights[0]))
         # Added to the kernels instead, the offset's gradient would be a sum over all of them.
-        return own + (inputs @ weights[1]).astype(jnp.float32)
+        return own + (inputs @ weights[1]).astype(wide_type(inputs))
 
     slices = _slices(outputs, inputs.shape[0] * min(rank, width) * outputs, budget)
     if slices == 1:

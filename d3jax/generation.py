@@ -12,7 +12,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from d3jax.base import Activation
-from d3jax.layers.dense import Dense, declare_dense, dense, for_rows, sum_outer
+from d3jax.floats import wide_type, widened
+from d3jax.layers.dense import (
+    Dense,
+    declare_dense,
+    dense,
+    explicit_place,
+    for_rows,
+    sum_outer,
+    varying_alike,
+)
 from d3jax.parameters import Initializer, declare_array, glorot, zeros
 
 
@@ -68,6 +77,7 @@ def declare_generator(
 
 def field_hidden(params: HiddenParams, selected: Float[Array, "B N D"]) -> Float[Array, "B M"]:
     """Each selected field through a linear layer of its own, side by side (Eq. 9)."""
+    params, selected = widened(params, selected)
     hidden = jnp.einsum("bnd,ndh->bnh", selected, params.field_kernel)
     return (hidden + params.field_bias[None]).reshape(selected.shape[0], -1)
 
@@ -78,12 +88,12 @@ def feature_hidden(
     activation: Activation = jax.nn.relu,
     *,
     outer: bool = True,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Float[Array, "B M"]:
     """What a row's weights are generated from: φ(h + φ(h W + b)), h by Eq. 9 (Eq. 10).
 
-    `outer=False` leaves out the activation around the sum, as the authors' code does. `dtype` is
-    what the factors of the mixing product are rounded to.
+    `outer=False` leaves out the activation around the sum, as the authors' code does. The
+    factors of the mixing product are rounded to `dtype`; None rounds none.
     """
     hidden = field_hidden(params, selected)
     mixed = hidden + activation(dense(params.mix, hidden, dtype))
@@ -99,47 +109,56 @@ def generate_weights(
     params: GeneratorParams, hidden: Float[Array, "B M"]
 ) -> tuple[Float[Array, "B I O"], Float[Array, "B O"]]:
     """A kernel and a bias for every row, linear in `hidden` (Eq. 10)."""
+    params, hidden = widened(params, hidden)
     terms = mixture(params, hidden)
     kernel = mix_kernels(terms, params.kernel) + for_rows(params.kernel_offset, terms.shape[0])
     return kernel, dense(params.bias, hidden)
 
 
-@jax.custom_vjp
 def mix_kernels(terms: Float[Array, "B R"], kernel: Float[Array, "R I O"]) -> Float[Array, "B I O"]:
     """Σ_r terms_r kernel_r for every row.
 
     Left to itself, JAX takes the gradient of the shared matrices with R last, and then turns the
     largest array of the step around.
     """
+    return _mix(*varying_alike(terms, kernel))
+
+
+@jax.custom_vjp
+def _mix(terms: Array, kernel: Array) -> Array:
     return jnp.einsum("br,rio->bio", terms, kernel)
 
 
 def _mix_forward(terms: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return mix_kernels(terms, kernel), (terms, kernel)
+    return _mix(terms, kernel), (terms, kernel)
 
 
 def _mix_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     terms, kernel = saved
-    to_kernel = sum_outer(terms, gradient.reshape(gradient.shape[0], -1))
-    return jnp.einsum("bio,rio->br", gradient, kernel), to_kernel.reshape(kernel.shape)
+    to_kernel = sum_outer(terms, gradient, place=explicit_place(kernel))
+    return jnp.einsum("bio,rio->br", gradient, kernel), to_kernel
 
 
-mix_kernels.defvjp(_mix_forward, _mix_backward)
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
-@jax.custom_vjp
 def apply_kernels(
     inputs: Float[Array, "B I"], kernels: Float[Array, "B I O"]
 ) -> Float[Array, "B O"]:
-    """Each row through its own kernel, summed in float32 whatever the kernels are kept in.
+    """Each row through its own kernel, summed in float32 at least, whatever kernels are kept in.
 
     Left to itself, JAX takes the gradient of the kernels with I last, and turns it around.
     """
-    return jnp.einsum("bi,bio->bo", inputs, kernels, preferred_element_type=jnp.float32)
+    return _apply(*varying_alike(inputs, kernels))
+
+
+@jax.custom_vjp
+def _apply(inputs: Array, kernels: Array) -> Array:
+    return jnp.einsum("bi,bio->bo", inputs, kernels, preferred_element_type=wide_type(inputs))
 
 
 def _apply_forward(inputs: Array, kernels: Array) -> tuple[Array, tuple[Array, Array]]:
-    return apply_kernels(inputs, kernels), (inputs, kernels)
+    return _apply(inputs, kernels), (inputs, kernels)
 
 
 def _apply_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -148,7 +167,7 @@ def _apply_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
     return jnp.einsum("bo,bio->bi", gradient, kernels), inputs[:, :, None] * gradient[:, None]
 
 
-apply_kernels.defvjp(_apply_forward, _apply_backward)
+_apply.defvjp(_apply_forward, _apply_backward)
 
 
 BLOCK = 256
@@ -159,9 +178,10 @@ def apply_mixed(
     terms: Float[Array, "B R"], inputs: Float[Array, "B I"], kernel: Float[Array, "R I O"]
 ) -> Float[Array, "B O"]:
     """Σ_r terms_r (inputs kernel_r): each row through a mixture of shared matrices that is never
-    made, summed in float32."""
-    if jax.default_backend() == "cpu" and isinstance(inputs.shape[0], int):
-        return _mixed_by_blocks(terms, inputs, kernel)
+    made, summed in float32 at least."""
+    in_blocks = jax.default_backend() == "cpu" and isinstance(inputs.shape[0], int)
+    if in_blocks and explicit_place(inputs) is None:
+        return _mixed_by_blocks(*varying_alike(terms, inputs, kernel))
     return apply_kernels(terms, _images(inputs, _side_by_side(kernel), len(kernel)))
 
 
@@ -206,7 +226,7 @@ def _mixed_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, A
         terms, inputs, gradient = block
         sent = _images(gradient, back, rank)
         weighed = (terms[:, :, None] * gradient[:, None]).reshape(-1, rank * outputs)
-        to_kernel = sum_outer(inputs, weighed, jnp.float32)
+        to_kernel = sum_outer(inputs, weighed, wide_type(inputs))
         to_terms = jnp.einsum("bi,bri->br", inputs, sent)
         return to_kernel, (to_terms, jnp.einsum("br,bri->bi", terms, sent))
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from d3jax.attention import AttentionParams, ValueForm, declare_attention, select_features
 from d3jax.base import (
@@ -133,7 +133,6 @@ class GeneratedHeadParams(NamedTuple):
 def d3_generator(config: D3Options) -> Generator:
     """Domain division and modelling: layers from the fields that attention selects (Eq. 6-13)."""
     shared = config.parts != "d1"
-    dtype = jnp.bfloat16 if config.precision == "bf16" else jnp.float32
 
     def declare(sizes: Sizes, sites: Sequence[tuple[int, int]]) -> D3Params:
         width = sizes.num_fields * config.field_hidden
@@ -154,33 +153,38 @@ def d3_generator(config: D3Options) -> Generator:
         )
 
     def generate(params: D3Params, inputs: Inputs, mode: Mode) -> Generated:
-        scaled = config.attention_scaled
-        selected, logits = select_features(params.attention, inputs.x, scaled=scaled)
-        source = lax.stop_gradient(selected) if config.detach_generator else selected
-        units = partial(feature_hidden, outer=config.outer_activation, dtype=dtype)
-        hidden = units(params.hidden, source)
-        bias_hidden = None
-        if params.bias_hidden is not None:
-            bias_hidden = units(params.bias_hidden, source)
-        gate = None
-        if params.gate is not None:
-            gate = fusion_gate(params.gate, inputs.x if config.gate_input == "raw" else selected)
-
-        def layer(index: int, values: Array) -> Array:
-            return fused_layer(
-                params.layers[index],
-                gate,
-                hidden,
-                values,
-                bias_hidden=bias_hidden,
-                kernel_additive=config.kernel_fusion == "additive",
-                bias_additive=config.bias_fusion == "additive",
-                dtype=dtype,
-            )
-
-        return Generated(layer, logits, gate)
+        return generate_d3(config, params, inputs.x)
 
     return Generator(declare, generate)
+
+
+def generate_d3(config: D3Options, params: D3Params, x: Float[Array, "B N D"]) -> Generated:
+    """Return the layers that the rows generate from their fields, attention's logits and gate."""
+    dtype = jnp.bfloat16 if config.precision == "bf16" else None
+    selected, logits = select_features(params.attention, x, scaled=config.attention_scaled)
+    source = lax.stop_gradient(selected) if config.detach_generator else selected
+    units = partial(feature_hidden, outer=config.outer_activation, dtype=dtype)
+    hidden = units(params.hidden, source)
+    bias_hidden = None
+    if params.bias_hidden is not None:
+        bias_hidden = units(params.bias_hidden, source)
+    gate = None
+    if params.gate is not None:
+        gate = fusion_gate(params.gate, x if config.gate_input == "raw" else selected)
+
+    def layer(index: int, values: Array) -> Array:
+        return fused_layer(
+            params.layers[index],
+            gate,
+            hidden,
+            values,
+            bias_hidden=bias_hidden,
+            kernel_additive=config.kernel_fusion == "additive",
+            bias_additive=config.bias_fusion == "additive",
+            dtype=dtype,
+        )
+
+    return Generated(layer, logits, gate)
 
 
 def dense_head(layers: Sequence[int] = ()) -> Head:

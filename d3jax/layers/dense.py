@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from d3jax.base import Activation, Mode
+from d3jax.floats import wide_type
 from d3jax.parameters import Initializer, declare_array, glorot, zeros
 
 
@@ -33,14 +35,17 @@ def declare_dense(
     return Dense(kernel, None if bias is None else declare_array((*stack, outputs), bias))
 
 
-def dense(
-    params: Dense, hidden: Float[Array, "*B I"], dtype: Any = jnp.float32
-) -> Float[Array, "*B O"]:
-    """The affine map of unstacked parameters; the product is of numbers rounded to `dtype`."""
-    outputs = (hidden.astype(dtype) @ params.kernel.astype(dtype)).astype(jnp.float32)
+def dense(params: Dense, hidden: Float[Array, "*B I"], dtype: Any = None) -> Float[Array, "*B O"]:
+    """Return the affine map of unstacked parameters, in the widest type of all and float32.
+
+    The product is of numbers rounded to `dtype`; None rounds none.
+    """
+    wide = wide_type(params, hidden)
+    factor, kernel = (array.astype(dtype or wide) for array in (hidden, params.kernel))
+    outputs = (factor @ kernel).astype(wide)
     if params.bias is None:
         return outputs
-    return outputs + jnp.expand_dims(params.bias, range(outputs.ndim - 1))
+    return outputs + jnp.expand_dims(params.bias.astype(wide), range(outputs.ndim - 1))
 
 
 def declare_mlp(
@@ -88,18 +93,56 @@ def sum_rows(weight: Float[Array, " B"], values: Float[Array, "B *F"]) -> Float[
     return jnp.einsum("b,b...->...", weight, values)
 
 
+def explicit_place(array: Array) -> NamedSharding | None:
+    """Return where an array lies on a mesh with explicit axes, to put its gradient beside it.
+
+    None on any other mesh, where the compiler decides.
+    """
+    sharding = jax.typeof(array).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    """Return the arrays as varying over the same axes of a mesh inside `shard_map`.
+
+    A gradient rule of one's own gives each device's share of a gradient. What was the same on all
+    devices must vary first, for JAX to add the shares.
+    """
+    axes = [_varying_axes(array) for array in arrays]
+    union = frozenset().union(*axes)
+    return tuple(
+        jax.lax.pcast(array, tuple(union - own), to="varying") if union - own else array
+        for array, own in zip(arrays, axes, strict=True)
+    )
+
+
+def _varying_axes(array: Array) -> frozenset[Hashable]:
+    """Return the axes that an array varies over, which JAX 0.9 called `vma`."""
+    kind: Any = jax.typeof(array)
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+
+
 def sum_outer(
-    left: Float[Array, "B I"], right: Float[Array, "B F"], dtype: Any = None
-) -> Float[Array, "I F"]:
-    """Σ_b left_b ⊗ right_b, F being the larger: the gradient of weights. `dtype` is the sum's.
+    left: Float[Array, "B I"],
+    right: Float[Array, "B *F"],
+    dtype: Any = None,
+    place: NamedSharding | None = None,
+) -> Float[Array, "I *F"]:
+    """Σ_b left_b ⊗ right_b, F being the larger: the gradient of weights, which lie at `place`.
+
+    `dtype` is the sum's.
 
     On CPUs the left factor is turned around first, as an array of its own: left to itself, XLA
     gives such a product to the slower of its two libraries, and takes up to three times as long.
     """
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and place is None:
         left = jax.lax.optimization_barrier(left.T)
-        return jnp.matmul(left, right, preferred_element_type=dtype)
-    return jnp.einsum("bi,bf->if", left, right, preferred_element_type=dtype)
+        flat = right.reshape(right.shape[0], -1)
+        product = jnp.matmul(left, flat, preferred_element_type=dtype)
+        return product.reshape(-1, *right.shape[1:])
+    return jnp.einsum(
+        "bi,b...->i...", left, right, preferred_element_type=dtype, out_sharding=place
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

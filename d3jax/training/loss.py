@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from d3jax.balance import (
-    complexity,
-    complexity_weights,
-    naive_complexity,
-    scheduled_weights,
-    specificity_weights,
-    unit_mean_weights,
-)
+from d3jax.balance import BalanceEntropy, row_weights, scheduled_weights
 from d3jax.base import Feedback, LossAdapter, Mode, Output
 from d3jax.batch import Batch
-from d3jax.checks import within
-from d3jax.errors import ConfigError
+from d3jax.checks import check_weighing, within
 from d3jax.parameters import Tree
 from d3jax.typed import check_types
-
-BalanceEntropy = Literal["rows", "mean_row", "naive"]
 
 
 @dataclass(frozen=True)
@@ -58,22 +48,10 @@ class BalanceOptions:
     def __post_init__(self) -> None:
         check_types(self)
         within("start_ratio", self.start_ratio, 0, 1)
-        for name in ("complexity", "specificity"):
-            shift, scale = self._weights(name)
-            within(f"{name}_shift", shift, 0, 100)
-            within(f"{name}_scale", scale, 0, 100)
-            if shift == scale == 0:
-                raise ConfigError(
-                    f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
-                    "set one of them above 0"
-                )
+        check_weighing("complexity", self.complexity_shift, self.complexity_scale)
+        check_weighing("specificity", self.specificity_shift, self.specificity_scale)
         within("lower", self.lower, 0, self.upper)
         within("minimum_std", self.minimum_std, 0, math.inf)
-
-    def _weights(self, name: str) -> tuple[float, float]:
-        if name == "complexity":
-            return self.complexity_shift, self.complexity_scale
-        return self.specificity_shift, self.specificity_scale
 
 
 def binary_cross_entropy(
@@ -114,38 +92,16 @@ def weigh_rows(config: BalanceOptions, start_step: int) -> LossAdapter:
 
     A model without attention is weighed by its gate alone, as D3 does for STAR and SAR-Net.
     """
+    settings = asdict(config)
+    del settings["start_ratio"]
 
-    def row_weights(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Array:
-        weights = jnp.ones_like(output.logits)
-        if output.attention is not None:
-            weights = weights * complexity_weights(
-                row_complexity(config, output.attention),
-                batch.mask,
-                lower=config.lower,
-                upper=config.upper,
-                shift=config.complexity_shift,
-                scale=config.complexity_scale,
-                minimum_std=config.minimum_std,
-                axis_name=mode.axis_name,
-            )
-        if output.gate is not None:
-            weights = weights * specificity_weights(
-                output.gate, shift=config.specificity_shift, scale=config.specificity_scale
-            )
-        if config.normalize:
-            weights = unit_mean_weights(weights, batch.mask, axis_name=mode.axis_name)
+    def weigh(state: Tree, output: Output, batch: Batch, step: Array, mode: Mode) -> Array:
+        weights = row_weights(
+            output.attention, output.gate, batch.mask, axis_name=mode.axis_name, **settings
+        )
         return scheduled_weights(weights, step, start_step)
 
-    return LossAdapter((), binary_cross_entropy, row_weights, _keep)
-
-
-def row_complexity(config: BalanceOptions, attention: Float[Array, "B N N"]) -> Float[Array, " B"]:
-    """The complexity of Eq. 15 in the form and with the sign that `config` asks for."""
-    if config.entropy == "naive":
-        value = naive_complexity(attention)
-    else:
-        value = complexity(attention, form=config.entropy)
-    return -value if config.literal_sign else value
+    return LossAdapter((), binary_cross_entropy, weigh, _keep)
 
 
 def _keep(state: Tree, feedback: Feedback, step: Array, mode: Mode) -> Tree:

@@ -10,6 +10,7 @@ from flax import nnx
 from d3jax.base import EVALUATION, Inputs, Sizes
 from d3jax.batch import Field, Schema
 from d3jax.config import Config, ModelConfig
+from d3jax.errors import ShapeError
 from d3jax.heads import D3Options, d3, d3_generator
 from d3jax.nnx import D3Head, D3Layer
 from d3jax.parameters import initialize, named_leaves
@@ -18,7 +19,9 @@ from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.fit import build_trainer
 
 N, D, INPUTS, OUTPUTS, B = 5, 4, 7, 3, 6
-SMALL = D3Options(field_hidden=2, width=OUTPUTS, gate_layers=(6, 4))
+SIZES = {"fields": N, "dim": D, "inputs": INPUTS}
+GENERATOR = {"field_hidden": 2, "gate_layers": (6, 4)}
+SMALL = D3Options(width=OUTPUTS, **GENERATOR)
 
 
 @pytest.fixture
@@ -33,16 +36,16 @@ def inputs_of(x):
 
 def test_a_layer_is_the_generator(rows):
     hidden, x = rows
-    layer = D3Layer(INPUTS, OUTPUTS, N, D, rngs=nnx.Rngs(0), config=SMALL)
+    layer = D3Layer(**SIZES, outputs=OUTPUTS, rngs=nnx.Rngs(0), **GENERATOR)
     made = d3_generator(SMALL).generate(layer.arrays(), inputs_of(x), EVALUATION)
     np.testing.assert_array_equal(layer(hidden, x), made.layer(0, hidden))
-    np.testing.assert_array_equal(layer.generate(x).gate, made.gate)
+    np.testing.assert_array_equal(layer.with_info(hidden, x)[1].gate, made.gate)
     assert layer(hidden, x).shape == (B, OUTPUTS)
 
 
 def test_a_head_is_the_function(rows):
     hidden, x = rows
-    head = D3Head(INPUTS, N, D, rngs=nnx.Rngs(1), config=SMALL)
+    head = D3Head(**SIZES, width=OUTPUTS, rngs=nnx.Rngs(1), **GENERATOR)
     expected, _ = d3(SMALL).apply(head.arrays(), (), hidden, inputs_of(x), EVALUATION)
     ours = head(hidden, x)
     for mine, theirs in zip(ours, expected, strict=True):
@@ -54,9 +57,7 @@ class Click(nnx.Module):
 
     def __init__(self, rngs):
         self.body = nnx.Linear(N * D, INPUTS, rngs=rngs)
-        self.layer = D3Layer(
-            INPUTS, OUTPUTS, num_fields=N, embedding_dim=D, rngs=rngs, config=SMALL
-        )
+        self.layer = D3Layer(**SIZES, outputs=OUTPUTS, rngs=rngs, **GENERATOR)
         self.logit = nnx.Linear(OUTPUTS, 1, rngs=rngs)
 
     def __call__(self, x):
@@ -101,7 +102,7 @@ def test_weights_go_from_a_checkpoint_into_a_module_and_back(rows, tmp_path):
     restored = checkpoints.restore(trainer.abstract).state
     checkpoints.close()
     trained = restored.params.network.head
-    head = D3Head(INPUTS, N, D, rngs=nnx.Rngs(7), config=SMALL)
+    head = D3Head(**SIZES, width=OUTPUTS, rngs=nnx.Rngs(7), **GENERATOR)
     before = head(hidden, x).logits
     head.load(trained)
     expected, _ = d3(SMALL).apply(trained, (), hidden, inputs_of(x), EVALUATION)
@@ -113,10 +114,10 @@ def test_weights_go_from_a_checkpoint_into_a_module_and_back(rows, tmp_path):
 
 
 def test_arrays_of_another_shape_are_refused():
-    head = D3Head(INPUTS, N, D, rngs=nnx.Rngs(0), config=SMALL)
+    head = D3Head(**SIZES, width=OUTPUTS, rngs=nnx.Rngs(0), **GENERATOR)
     other = d3(SMALL).declare(Sizes(N, D, 1), INPUTS + 1).params
     weights = named_leaves(head.arrays())["generator.layers.0.generator.kernel"]
-    with pytest.raises(ValueError, match=r"parameter 'generator.layers.0.generator.kernel' is"):
+    with pytest.raises(ShapeError, match=r"parameter 'generator.layers.0.generator.kernel' is"):
         head.load(initialize(other, jax.random.key(0)))
     np.testing.assert_array_equal(
         named_leaves(head.arrays())["generator.layers.0.generator.kernel"], weights

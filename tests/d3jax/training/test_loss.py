@@ -3,16 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.balance import complexity_weights, specificity_weights
+from d3jax.balance import complexity_weights, row_complexity, specificity_weights
 from d3jax.base import EVALUATION, Output
 from d3jax.batch import Batch
-from d3jax.training.loss import (
-    BalanceOptions,
-    binary_cross_entropy,
-    row_complexity,
-    unweighted,
-    weigh_rows,
-)
+from d3jax.training.loss import binary_cross_entropy, unweighted
 
 
 def test_cross_entropy_matches_float64_and_stays_finite():
@@ -48,7 +42,7 @@ def weights(config, output, batch, step=5, start=5):
 def test_weights_are_complexity_times_specificity(output, six):
     config = BalanceOptions(complexity_shift=0.2, specificity_scale=0.3, lower=0.05, upper=0.9)
     expected = complexity_weights(
-        row_complexity(config, output.attention), six.mask, lower=0.05, upper=0.9, shift=0.2
+        row_complexity(output.attention), six.mask, lower=0.05, upper=0.9, shift=0.2
     ) * specificity_weights(output.gate, scale=0.3)
     np.testing.assert_allclose(weights(config, output, six), expected, rtol=1e-6, atol=1e-6)
 
@@ -71,8 +65,8 @@ def test_normalised_weights_have_mean_one_over_real_rows(output, six):
 
 
 def test_literal_sign_turns_the_order_around(output):
-    plain = row_complexity(BalanceOptions(), output.attention)
-    literal = row_complexity(BalanceOptions(literal_sign=True), output.attention)
+    plain = row_complexity(output.attention)
+    literal = row_complexity(output.attention, literal_sign=True)
     np.testing.assert_array_equal(literal, -plain)
 
 
@@ -85,7 +79,7 @@ def test_entropy_forms(output, entropy):
     expected = -(attention * np.log(attention)).sum(-1).mean(-1)
     if entropy != "naive":
         expected = expected - np.log(3)
-    ours = row_complexity(BalanceOptions(entropy=entropy), output.attention)
+    ours = row_complexity(output.attention, entropy=entropy)
     np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
