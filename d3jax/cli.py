@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import tyro
 
+import d3jax
 from d3jax.console.allocator import keep_freed_memory
 from d3jax.console.compile_cache import use_compile_cache
 from d3jax.console.endings import ending, without_debug
@@ -113,9 +114,7 @@ def load_verb(name: str, point: EntryPoint) -> type[Verb]:
 def _explain(arguments: Sequence[str], verbs: Mapping[str, EntryPoint]) -> Verb:
     """Show what there is, and end; with code 2 where nothing was asked."""
     if "--version" in arguments:
-        from d3jax.console.endings import version_of
-
-        sys.stdout.write(f"d3jax {version_of()}\n")
+        sys.stdout.write(f"d3jax {d3jax.__version__}\n")
         raise SystemExit(0)
     lines = [f"  {name:<9} {_purpose(name, point)}" for name, point in verbs.items()]
     stream = sys.stdout if arguments else sys.stderr

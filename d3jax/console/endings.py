@@ -10,9 +10,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
 
+import d3jax
 from d3jax.console.exits import FAILED, INTERRUPTED, PREEMPTED, TERMINATED, UNFORESEEN
 from d3jax.console.signals import Terminated, raising
 from d3jax.console.terminal import Console, styled
@@ -89,7 +89,7 @@ def _system_error(error: OSError) -> str:
 def _report(error: BaseException, arguments: Sequence[str], console: Console) -> None:
     command = shlex.join(["d3jax", *arguments])
     words = str(error).strip() or "without a word"
-    about = f"d3jax {version_of()}, Python {platform.python_version()}, {platform.platform()}"
+    about = f"d3jax {d3jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
     console.print(styled("unforeseen error:", "bold red"), f"{type(error).__name__}: {words}")
     console.print(f"while running: {command}", highlight=False)
     more = "" if wants_traceback(arguments) else ", and what the same command says with --debug,"
@@ -97,14 +97,6 @@ def _report(error: BaseException, arguments: Sequence[str], console: Console) ->
         f"this is d3jax's fault; please report these lines{more} where you got d3jax ({about})",
         highlight=False,
     )
-
-
-def version_of() -> str:
-    """Return the version of d3jax that is installed."""
-    try:
-        return version("d3jax")
-    except PackageNotFoundError:
-        return "of no version"
 
 
 def _flush_or_silence(stream: TextIO) -> None:
