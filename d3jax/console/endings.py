@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO
 
 import d3jax
 from d3jax.console.exits import FAILED, INTERRUPTED, PREEMPTED, TERMINATED, UNFORESEEN
@@ -33,10 +32,10 @@ def ending(arguments: Sequence[str], console: Console) -> Iterator[None]:
             raise
         except BrokenPipeError:
             # Whoever read the output has seen enough.
-            _silence(sys.stdout)
+            _silence()
         except BaseException as error:
             code = tell(_cause(error, came), arguments, console)
-            _flush_or_silence(sys.stdout)
+            _flush_or_silence()
             sys.exit(code)
 
 
@@ -99,14 +98,14 @@ def _report(error: BaseException, arguments: Sequence[str], console: Console) ->
     )
 
 
-def _flush_or_silence(stream: TextIO) -> None:
-    """Writes what is left, or keeps Python from complaining, at its end, that it can't."""
+def _flush_or_silence() -> None:
+    """Writes what is left of the output, or keeps Python from complaining, later, that it can't."""
     try:
-        stream.flush()
+        sys.stdout.flush()
     except OSError:
-        _silence(stream)
+        _silence()
 
 
-def _silence(stream: TextIO) -> None:
+def _silence() -> None:
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,14 +20,13 @@ from d3jax.disk import writing
 from d3jax.errors import Preempted, TrainingError
 from d3jax.owned import claim
 from d3jax.presets import read_preset
-from d3jax.run import Run, create_run
+from d3jax.run import Run, create_run, open_same_run
 from d3jax.training.checkpoint.storage import check_storable
 from d3jax.training.fit import Trainer, balance_of, balance_start, check_config
 from experiments.compare.cells import (
     CellResult,
     cell_trainer,
     expected_steps,
-    open_cell,
     read_cell,
     run_cell,
 )
@@ -54,7 +53,7 @@ class Cell(NamedTuple):
 
     def begun(self, prepared: Prepared) -> Run | None:
         """The cell's run, None when it hasn't been started."""
-        return open_cell(self.directory, self.config, prepared)
+        return open_same_run(self.directory, self.config, prepared)
 
     def run(self, prepared: Prepared) -> Run:
         """The cell's run, made when it hasn't been started."""
