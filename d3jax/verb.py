@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d3jax.console.terminal import Console
-
-HELP = ("--help", "-h")
+from d3jax.overview import HELP
 
 
 @dataclass(frozen=True)

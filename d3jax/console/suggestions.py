@@ -11,7 +11,7 @@ import tyro
 
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
-from d3jax.verb import HELP
+from d3jax.overview import HELP
 
 
 def check_names(arguments: Sequence[str], verbs: Mapping[str, Any]) -> None:
