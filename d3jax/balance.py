@@ -6,7 +6,9 @@ Equations 15-19 of Jia et al. (AAAI 2024).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Hashable
+from functools import reduce
 from typing import Literal, get_args
 
 import jax
@@ -82,7 +84,7 @@ def row_weights(
         )
     if gate is not None:
         factors.append(specificity_weights(gate, shift=specificity_shift, scale=specificity_scale))
-    weights = math.prod(widened(*factors))
+    weights = reduce(operator.mul, widened(*factors))
     if normalize:
         weights = unit_mean_weights(weights, mask, axis_name=axis_name)
     return lax.stop_gradient(weights)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 
 import tyro
 
@@ -16,33 +16,8 @@ from d3jax.console.suggestions import check_names
 from d3jax.console.terminal import Console, ready_streams
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
-from d3jax.verb import HELP, Verb, parse_quietly
-
-GROUP = "d3jax.verbs"
-"""The entry points that are verbs: each names a `Verb`."""
-
-_ORDER = (
-    "prepare",
-    "train",
-    "evaluate",
-    "predict",
-    "export",
-    "check",
-    "describe",
-    "compare",
-    "inspect",
-    "search",
-    "chaos",
-)
-
-_ABOUT = """Multi-domain click-through-rate prediction in JAX, with D3 as a plug-in.
-
-usage: d3jax VERB ...    (d3jax VERB --help explains a verb)
-"""
-
-_DEBUG = """
-After an unforeseen error, --debug (or D3JAX_DEBUG=1) shows its traceback.
-"""
+from d3jax.overview import HELP, asks_for_overview, explain, find_verbs
+from d3jax.verb import Verb, parse_quietly
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,9 +42,9 @@ def parse(arguments: Sequence[str]) -> Verb:
     Raises `ConfigError` for values out of range, a name that is mistyped and a setting that
     nothing reads; shows help, and what else is amiss, and raises `SystemExit`.
     """
+    if asks_for_overview(arguments):
+        explain(arguments)
     verbs = find_verbs()
-    if not arguments or arguments[0] in (*HELP, "--version"):
-        return _explain(arguments, verbs)
     name, *rest = arguments
     if name not in verbs:
         raise ConfigError(
@@ -87,13 +62,6 @@ def parse(arguments: Sequence[str]) -> Verb:
     return verb
 
 
-def find_verbs() -> dict[str, EntryPoint]:
-    """Return all verbs, ours first."""
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    ours = [name for name in _ORDER if name in found]
-    return {name: found[name] for name in [*ours, *sorted(found.keys() - set(ours))]}
-
-
 def load_verb(name: str, point: EntryPoint) -> type[Verb]:
     """Return the class of a verb; raises `ConfigError` where another package is in its place."""
     try:
@@ -109,23 +77,3 @@ def load_verb(name: str, point: EntryPoint) -> type[Verb]:
     if not (isinstance(kind, type) and issubclass(kind, Verb)):
         raise ConfigError(f"{point.value}, which d3jax {name} is to be, is no d3jax.verb.Verb")
     return kind
-
-
-def _explain(arguments: Sequence[str], verbs: Mapping[str, EntryPoint]) -> Verb:
-    """Show what there is, and end; with code 2 where nothing was asked."""
-    if "--version" in arguments:
-        from d3jax.console.endings import version_of
-
-        sys.stdout.write(f"d3jax {version_of()}\n")
-        raise SystemExit(0)
-    lines = [f"  {name:<9} {_purpose(name, point)}" for name, point in verbs.items()]
-    stream = sys.stdout if arguments else sys.stderr
-    stream.write(_ABOUT + "\n" + "\n".join(lines) + "\n" + _DEBUG)
-    raise SystemExit(0 if arguments else 2)
-
-
-def _purpose(name: str, point: EntryPoint) -> str:
-    try:
-        return (load_verb(name, point).__doc__ or "").strip().partition("\n")[0]
-    except ConfigError as error:
-        return f"(can't be loaded: {error.__cause__})"

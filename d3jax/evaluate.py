@@ -44,6 +44,12 @@ class Loaded(NamedTuple):
     state: TrainState
     step: int
 
+    def score(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Scored]]:
+        """Yield each batch's real rows and what the model says of them (`score_batches`)."""
+        trainer, state = self.trainer, self.state
+        params = trainer.weights(state)
+        return score_batches(trainer.score_step, params, state.model_state, batches, trainer.mesh)
+
 
 def trainer_for(run: Run, debug: bool = False, models: int | None = None) -> Trainer:
     """The trainer of a run, or of that many side by side, of which it is the first."""
@@ -51,16 +57,17 @@ def trainer_for(run: Run, debug: bool = False, models: int | None = None) -> Tra
     return build_trainer(run.schema, run.config, steps, debug=debug, models=models)
 
 
-def load_best(run: Run) -> Loaded:
+def load_best(run: Run, console: Console | None = None) -> Loaded:
     """The weights of the run's best evaluation so far (the newest before there is one).
 
     Where its checkpoint is damaged, the best that an older checkpoint knew of, or the newest
-    weights, stand in, and standard error says so. Raises `CheckpointError` when all are damaged.
+    weights, stand in, and the console, by default standard error, says so. Raises
+    `CheckpointError` when all are damaged.
     """
     trainer = trainer_for(run)
     with run.checkpoints(writer=False) as checkpoints:
         restored, warnings = _best_whole(checkpoints, trainer.abstract)
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     for warning in warnings:
         console.print(styled("damaged:", "bold red"), warning)
     return Loaded(trainer, restored.state, restored.step)

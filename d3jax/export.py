@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import shutil
 import struct
-import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +22,18 @@ from jaxtyping import Float, Int
 from d3jax.base import Model, ModelParams
 from d3jax.batch import Batch, Schema
 from d3jax.data.checksums import verify_checksums, write_checksums
-from d3jax.data.encoder import unknown_rows
-from d3jax.data.prepared import load_encoder, read_schema
-from d3jax.data.tables import to_table
+from d3jax.data.prepared import read_schema
 from d3jax.errors import DataError
 from d3jax.evaluate import load_best
 from d3jax.owned import building
 from d3jax.parameters import Tree, named_leaves
+from d3jax.predictor import Predictor
 from d3jax.run import Run
-from d3jax.unknown import Unknown, training_share
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS = "program.stablehlo", "weights.npz"
-
-ENOUGH = 100
-"""Rows of which the share of unknown values is worth a warning."""
+TABLE = "0.embedding.table"
+"""The name of the embedding table among the weights."""
 
 Weights = dict[str, np.ndarray]
 """The parameters and the model's state by name, as a checkpoint has them."""
@@ -120,43 +115,25 @@ def export_run(run: Run, out: Path) -> int:
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
-class Exported:
-    """An exported model: `Exported(folder)(rows)` scores rows in their raw values."""
+class Exported(Predictor):
+    """An exported model, which needs neither the run nor the code of its model.
+
+    Raises `DataError` naming a file that is missing or damaged.
+    """
 
     def __init__(self, directory: Path | str) -> None:
-        """Reads the folder; raises `DataError` naming a file that is missing or damaged."""
-        directory = Path(directory)
-        verify_checksums(directory)
-        described = read_schema(directory)
-        self._encoder = load_encoder(described)
-        self._probabilities = load_exported(directory, described.schema)
-        none = np.zeros(described.schema.num_fields, np.int64)
-        self.unknown = Unknown(described.schema, none, 0, training_share(described))
-        """What of all rows scored so far training had not seen."""
-        self._told: set[str] = set()
+        """Reads the folder."""
+        self.directory = Path(directory)
+        verify_checksums(self.directory)
+        self.described = read_schema(self.directory)
+        self._score = load_exported(self.directory, self.schema)
 
-    def __call__(self, rows: Any) -> Float[np.ndarray, " B"]:
-        """Return the click probability of each row of a data frame, Arrow table or dict of columns.
+    def _probabilities(
+        self, batches: Iterable[Batch]
+    ) -> Iterator[tuple[Batch, Float[np.ndarray, " B"]]]:
+        for batch in batches:
+            yield batch, self._score(batch.ids, batch.scenario)[batch.mask]
 
-        Warns once of a field in which far more values are unknown than in training. Raises
-        `DataError` when there are no rows, for a column that is missing, and for a row of an
-        unknown scenario.
-        """
-        table = to_table(rows, self._encoder.columns)
-        if not table.num_rows:
-            raise DataError("the table has no rows to score; give at least one")
-        [batch] = table.combine_chunks().to_batches()
-        ids, scenario = self._encoder.encode(batch, 0, "the table")
-        self._look_for_unknown(ids)
-        return self._probabilities(ids, scenario)
-
-    def _look_for_unknown(self, ids: np.ndarray) -> None:
-        seen = self.unknown
-        rows = seen.rows + unknown_rows(seen.schema, ids)
-        self.unknown = seen._replace(rows=rows, total=seen.total + len(ids))
-        if self.unknown.total < ENOUGH:
-            return
-        for name, warning in self.unknown.warnings().items():
-            if name not in self._told:
-                self._told.add(name)
-                warnings.warn(warning, stacklevel=3)
+    def _table(self) -> Float[np.ndarray, "V D"]:
+        with np.load(self.directory / WEIGHTS, allow_pickle=False) as arrays:
+            return arrays[TABLE]

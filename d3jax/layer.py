@@ -20,10 +20,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from d3jax.base import Sizes
-from d3jax.heads import D3Options
 from d3jax.errors import ConfigError
 from d3jax.floats import common_type
-from d3jax.heads import D3Params, d3_generator, generate_d3
+from d3jax.heads import D3Options, D3Params, d3_generator, generate_d3
 from d3jax.names import did_you_mean
 from d3jax.parameters import initialize
 from d3jax.shapes import check_arrays, check_floats, check_rows, check_size
@@ -106,8 +105,10 @@ def d3_layer(
         check_inputs(hidden, x, fields, dim, inputs)
         check_arrays(declared, params)
         made = generate_d3(config, params, x)
+        logits = made.attention
+        assert logits is not None, "D3 attends"
         values = made.layer(0, hidden).astype(common_type(params, hidden, x))
-        return values, D3Info(made.attention, made.gate)
+        return values, D3Info(logits, made.gate)
 
     def apply(params: D3Params, hidden: ArrayLike, x: ArrayLike) -> Array:
         return with_info(params, hidden, x)[0]

@@ -21,7 +21,7 @@ from typing import Any
 
 from d3jax.batch import Schema
 from d3jax.checks import within
-from d3jax.config import Config
+from d3jax.config import Config, differences
 from d3jax.data.prepared import Prepared, open_prepared, read_schema
 from d3jax.errors import CheckpointError, ConfigError, DataError
 from d3jax.owned import building, check_free, replacing
@@ -192,6 +192,30 @@ def open_run(directory: Path) -> Run:
     return Run(
         directory, begun.config, described, data, begun.data_fingerprint, begun.training_rows
     )
+
+
+def open_same_run(directory: Path, config: Config, prepared: Prepared) -> Run | None:
+    """Return the run that was begun in `directory` with these settings and data.
+
+    Return None where there is none. Raises `CheckpointError` with the differences for a run of
+    other settings or other data.
+    """
+    if not (directory / "config.json").is_file():
+        return None
+    run = open_run(directory)
+    changed = [
+        *differences(run.config.to_json(), config.to_json(), "config."),
+        *differences(run.described.provenance, prepared.provenance, "data."),
+        *differences(run.schema.to_json(), prepared.schema.to_json(), "schema."),
+    ]
+    if not changed and run.fingerprint != prepared.fingerprint:
+        changed = ["data: other rows"]
+    if changed:
+        raise CheckpointError(
+            f"{directory} was trained with other settings or data ({'; '.join(changed[:3])}); "
+            "choose another place, or delete it"
+        )
+    return run
 
 
 def fresh_directory(parent: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ import jax
 from d3jax.config import Config, TrainConfig
 from d3jax.console.journal import Journal, Silence
 from d3jax.console.report import evaluation_table
-from d3jax.console.signals import stop_signals
+from d3jax.console.signals import interrupts, stop_signals
 from d3jax.console.terminal import Console, styled
 from d3jax.data.loader import (
     Gather,
@@ -43,6 +43,7 @@ from d3jax.run import (
     create_run,
     fresh_directory,
     open_run,
+    open_same_run,
     save_settings,
 )
 from d3jax.training import loop
@@ -74,7 +75,7 @@ def start(
     check_config(prepared.schema, config)
     check_agreement(_identity(config, prepared))
     in_first_process(lambda: str(create_run(directory, config, prepared, overwrite).directory))
-    train(open_run(directory), prepared, console, debug)
+    tell(train(open_run(directory), prepared, console, debug), console)
 
 
 def free_directory(data: Path | None, out: Path | None, overwrite: bool) -> str:
@@ -109,10 +110,62 @@ def resume(
     if data is not None:
         run = replace(run, data=prepared.directory.resolve())
         in_first_process(lambda: save_settings(run))
-    train(run, prepared, console, debug)
+    tell(train(run, prepared, console, debug), console)
 
 
-def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -> None:
+def begin(directory: Path, config: Config, prepared: Prepared) -> Run:
+    """Return the run of these settings and data in `directory`; make it where there is none.
+
+    Raises `CheckpointError` with the differences when it is another's, `OutputError` when the
+    directory is no run, and `ConfigError` for settings that contradict each other.
+    """
+    check_config(prepared.schema, config)
+    check_agreement(_identity(config, prepared))
+    in_first_process(lambda: _begin(directory, config, prepared))
+    return open_run(directory)
+
+
+def _begin(directory: Path, config: Config, prepared: Prepared) -> None:
+    run = open_same_run(directory, config, prepared)
+    if run is None:
+        check_free(directory, ("run",), False, "it is no run; choose another place, or delete it")
+        create_run(directory, config, prepared, overwrite=False)
+    elif run.data != prepared.directory.resolve():
+        save_settings(replace(run, data=prepared.directory.resolve()))
+
+
+Stopping = Callable[[], AbstractContextManager[Callable[[int], bool]]]
+"""A context in which a function answers, after each step, whether to save and stop."""
+
+
+class Finished(NamedTuple):
+    """A run that came to its end, and the test rows under its best weights.
+
+    `weights` is what to call these (`best_state`).
+    """
+
+    run: Run
+    result: Evaluated
+    weights: str
+
+
+def tell(finished: Finished, console: Console) -> None:
+    """Print the metrics on standard output and say where all is, in the first process."""
+    if jax.process_index():
+        return
+    result = finished.result
+    title = f"test rows, {finished.weights}"
+    Console().print(evaluation_table(title, result.metrics, result.best))
+    console.print(f"everything is in {finished.run.directory}")
+
+
+def train(
+    run: Run,
+    prepared: Prepared,
+    console: Console,
+    debug: bool = False,
+    stopping: Stopping | None = None,
+) -> Finished:
     """From the newest checkpoint, or the start, to the end; then evaluates the best weights.
 
     All processes of a run do the same; only the first locks and writes it, and speaks.
@@ -127,7 +180,7 @@ def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -
         trainer = trainer_for(run, debug)
         last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
         console.print(headline(run, trainer, rows))
-        with telling_to_stop() as should_stop:
+        with (stopping or telling_to_stop)() as should_stop:
             [ended] = run_to_end(
                 [run],
                 prepared,
@@ -138,9 +191,7 @@ def train(run: Run, prepared: Prepared, console: Console, debug: bool = False) -
             )
         if first:
             conclude(run, ended.result, prepared)
-            title = f"test rows, {ended.weights}"
-            Console().print(evaluation_table(title, ended.result.metrics, ended.result.best))
-            console.print(f"everything is in {run.directory}")
+    return Finished(run, ended.result, ended.weights)
 
 
 class Ended(NamedTuple):
@@ -318,6 +369,11 @@ def _locate(prepared: Prepared, config: Config, step: int, position: int) -> str
 def telling_to_stop() -> AbstractContextManager[Callable[[int], bool]]:
     """`stop_signals`, which several processes answer together."""
     return agreed_stop() if jax.distributed.is_initialized() else stop_signals()
+
+
+def interrupting() -> AbstractContextManager[Callable[[int], bool]]:
+    """`interrupts`, for a program of the user's own, which several processes answer together."""
+    return agreed_stop() if jax.distributed.is_initialized() else interrupts()
 
 
 def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:

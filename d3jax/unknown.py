@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from d3jax.data.prepared import Prepared
 
 FAR = 0.2
 """How far above training's share of unknown values another is worth a warning."""
+
+ENOUGH = 100
+"""Rows of which the share of unknown values is worth a warning."""
 
 _CHUNK = 1 << 20
 
@@ -58,6 +62,31 @@ class Unknown(NamedTuple):
             for name, share, trained in shares
             if share > trained + FAR
         }
+
+
+class Watch:
+    """Counts what of the rows that it is shown training had not seen, and warns of much of it."""
+
+    def __init__(self, described: Prepared) -> None:
+        none = np.zeros(described.schema.num_fields, np.int64)
+        self.seen = Unknown(described.schema, none, 0, training_share(described))
+        """All rows so far."""
+        self._told: set[str] = set()
+
+    def look(self, ids: Int[np.ndarray, "B K"]) -> None:
+        """Count some rows."""
+        seen = self.seen
+        rows = seen.rows + unknown_rows(seen.schema, ids)
+        self.seen = seen._replace(rows=rows, total=seen.total + len(ids))
+
+    def warn(self) -> None:
+        """Warn the caller's caller, once of each field; not before `ENOUGH` rows."""
+        if self.seen.total < ENOUGH:
+            return
+        for name, warning in self.seen.warnings().items():
+            if name not in self._told:
+                self._told.add(name)
+                warnings.warn(warning, stacklevel=3)
 
 
 def training_share(described: Prepared) -> Float[np.ndarray, " N"]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from d3jax.console.terminal import Console
-
-HELP = ("--help", "-h")
+from d3jax.overview import HELP
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,10 @@ class Verb:
 
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Any:
-        """Return the verb whose settings the flags change; `tyro.MISSING` where there is none."""
+        """Return the verb whose settings the flags change, or tyro's sign that there is none."""
         import tyro
 
-        return tyro.MISSING
+        return tyro.MISSING_NONPROP
 
     def check(self, default: Any) -> None:
         """Raise `ConfigError` for flags that make no sense beside one another or the default's."""

@@ -10,9 +10,8 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
-from typing import TextIO
 
+import d3jax
 from d3jax.console.exits import FAILED, INTERRUPTED, PREEMPTED, TERMINATED, UNFORESEEN
 from d3jax.console.signals import Terminated, raising
 from d3jax.console.terminal import Console, styled
@@ -33,10 +32,10 @@ def ending(arguments: Sequence[str], console: Console) -> Iterator[None]:
             raise
         except BrokenPipeError:
             # Whoever read the output has seen enough.
-            _silence(sys.stdout)
+            _silence()
         except BaseException as error:
             code = tell(_cause(error, came), arguments, console)
-            _flush_or_silence(sys.stdout)
+            _flush_or_silence()
             sys.exit(code)
 
 
@@ -89,7 +88,7 @@ def _system_error(error: OSError) -> str:
 def _report(error: BaseException, arguments: Sequence[str], console: Console) -> None:
     command = shlex.join(["d3jax", *arguments])
     words = str(error).strip() or "without a word"
-    about = f"d3jax {version_of()}, Python {platform.python_version()}, {platform.platform()}"
+    about = f"d3jax {d3jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
     console.print(styled("unforeseen error:", "bold red"), f"{type(error).__name__}: {words}")
     console.print(f"while running: {command}", highlight=False)
     more = "" if wants_traceback(arguments) else ", and what the same command says with --debug,"
@@ -99,22 +98,14 @@ def _report(error: BaseException, arguments: Sequence[str], console: Console) ->
     )
 
 
-def version_of() -> str:
-    """Return the version of d3jax that is installed."""
+def _flush_or_silence() -> None:
+    """Writes what is left of the output, or keeps Python from complaining, later, that it can't."""
     try:
-        return version("d3jax")
-    except PackageNotFoundError:
-        return "of no version"
-
-
-def _flush_or_silence(stream: TextIO) -> None:
-    """Writes what is left, or keeps Python from complaining, at its end, that it can't."""
-    try:
-        stream.flush()
+        sys.stdout.flush()
     except OSError:
-        _silence(stream)
+        _silence()
 
 
-def _silence(stream: TextIO) -> None:
+def _silence() -> None:
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

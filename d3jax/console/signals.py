@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from d3jax.console.exits import INTERRUPTED, TERMINATED
+from d3jax.errors import Preempted
 
 _SHOW_CURSOR = b"\x1b[?25h"
 _SOON, _AGAIN = 0.05, 1.0
@@ -101,6 +102,34 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
 
     with _handling(ask, signal.SIGTERM, signal.SIGINT):
         yield lambda step: bool(asked)
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[int], bool]]:
+    """Yields a question that Ctrl-C answers with yes, in a program or a notebook of the user's.
+
+    There Ctrl-C is a `KeyboardInterrupt`, and so it is here: when what was asked has saved and
+    raised `Preempted`, else when the block ends, and at once the second time. SIGTERM asks too,
+    where it would end the process. A signal that the program handles itself is left to it.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
+    with _handling(ask, *ours):
+        try:
+            yield lambda step: bool(asked)
+        except Preempted as error:
+            if signal.SIGINT not in asked:
+                raise
+            raise KeyboardInterrupt(str(error)) from None
+    if signal.SIGINT in asked:
+        raise KeyboardInterrupt
 
 
 def leave_on_second_ctrl_c() -> None:

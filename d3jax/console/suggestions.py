@@ -11,9 +11,9 @@ import tyro
 
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
+from d3jax.overview import HELP
 from d3jax.reads import flag_of
 from d3jax.registry import REGISTRIES
-from d3jax.verb import HELP
 
 
 def check_names(arguments: Sequence[str], verbs: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "Table",
     "TimeRemainingColumn",
     "Words",
+    "as_text",
     "ready_streams",
     "styled",
 ]
@@ -76,6 +77,14 @@ class Console(rich.console.Console):
             # Nobody reads the words beside the results; the work goes on.
             if not self.stderr:
                 raise
+
+
+def as_text(*shown: Any, width: int = 100) -> str:
+    """Return what the console would show, without colours, on a screen of the given width."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(*shown)
+    return captured.get().rstrip("\n")
 
 
 def styled(text: str, style: str) -> Text:

@@ -213,12 +213,13 @@ def _rules_fingerprint(provenance: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_prepared(directory: Path) -> Prepared:
+def open_prepared(directory: Path | str) -> Prepared:
     """Opens a prepared directory and checks that its files agree, without reading the rows.
 
     Raises `DataError` naming the file that is missing, cut short or of another shape than
     `schema.json` says. `check_rows` looks at the values.
     """
+    directory = Path(directory)
     prepared = read_schema(directory)
     for known in prepared.schema.fields:
         path = _existing(vocabulary_path(directory, known.name))

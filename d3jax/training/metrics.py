@@ -140,6 +140,11 @@ def measure(scores: Scores, resamples: int = 0) -> Metrics:
     )
 
 
+def probabilities(logits: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+    """Return the click probabilities in float32, rounded once."""
+    return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+
+
 def auc(scores: Float[np.ndarray, " R"], label: Float[np.ndarray, " R"]) -> float | None:
     """Area under the ROC curve, ties counting half; None unless both classes occur."""
     from sklearn.metrics import roc_auc_score

@@ -22,7 +22,7 @@ import tyro
 
 from d3jax.console.terminal import Console, Table
 
-HELP = [sys.executable, "-c", "from d3jax.cli import main; main(['--help'])"]
+HELP = [sys.executable, "-m", "d3jax", "--help"]
 FIRST_STEP = [sys.executable, "-m", "experiments.bench.first_step", "train"]
 
 

@@ -9,22 +9,20 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d3jax.config import Config, differences
+from d3jax.config import Config
 from d3jax.console.journal import QuietJournal
 from d3jax.console.terminal import Console
 from d3jax.data.loader import steps_per_epoch
 from d3jax.data.prepared import Prepared
 from d3jax.disk import writing
-from d3jax.errors import CheckpointError
 from d3jax.evaluate import Evaluated, trainer_for
 from d3jax.owned import exclusive
 from d3jax.parameters import count
-from d3jax.run import Run, open_run
+from d3jax.run import Run
 from d3jax.running import run_to_end
 from d3jax.training.loop import total_steps
 from d3jax.training.metrics import Evaluation
@@ -46,27 +44,6 @@ class CellResult:
     """Spent training and evaluating, in the attempt that finished."""
     attention: np.ndarray | None
     """[S N] what each field receives on average, NaN for a scenario without rows."""
-
-
-def open_cell(directory: Path, config: Config, prepared: Prepared) -> Run | None:
-    """The run that a cell has begun, None when it hasn't.
-
-    Raises `CheckpointError` when the directory holds a run of other settings or other data.
-    """
-    if not (directory / "config.json").is_file():
-        return None
-    run = open_run(directory)
-    changed = [
-        *differences(run.config.to_json(), config.to_json(), "config."),
-        *differences(run.described.provenance, prepared.provenance, "data."),
-        *differences(run.schema.to_json(), prepared.schema.to_json(), "schema."),
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{directory} was trained with other settings or data ({'; '.join(changed[:3])}); "
-            "choose another --out, or delete it"
-        )
-    return run
 
 
 def read_cell(run: Run | None) -> CellResult | None:

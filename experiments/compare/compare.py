@@ -20,7 +20,7 @@ from d3jax.errors import Preempted, TrainingError
 from d3jax.owned import claim
 from d3jax.parts import balance_of, balance_start, refusal
 from d3jax.presets import read_preset
-from d3jax.run import Run, create_run
+from d3jax.run import Run, create_run, open_same_run
 from d3jax.training.checkpoint.storage import check_storable
 from d3jax.training.fit import check_config
 from d3jax.training.trainer import Trainer
@@ -28,7 +28,6 @@ from experiments.compare.cells import (
     CellResult,
     cell_trainer,
     expected_steps,
-    open_cell,
     read_cell,
     run_cell,
 )
@@ -55,7 +54,7 @@ class Cell(NamedTuple):
 
     def begun(self, prepared: Prepared) -> Run | None:
         """The cell's run, None when it hasn't been started."""
-        return open_cell(self.directory, self.config, prepared)
+        return open_same_run(self.directory, self.config, prepared)
 
     def run(self, prepared: Prepared) -> Run:
         """The cell's run, made when it hasn't been started."""

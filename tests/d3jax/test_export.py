@@ -45,18 +45,18 @@ def test_an_exported_model_says_what_the_run_does(
     pa.csv.write_csv(table, rows)
     main(["predict", str(trained), str(rows), "--out", str(out)])
     expected = pa.csv.read_csv(out)["probability"].to_numpy()
-    ours = Exported(exported)(table)
+    ours = Exported(exported).predict(table)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
     assert ours.std() > 1e-4
-    np.testing.assert_allclose(Exported(exported)(table.slice(3, 1)), ours[3:4], atol=1e-6)
+    np.testing.assert_allclose(Exported(exported).predict(table.slice(3, 1)), ours[3:4], atol=1e-6)
 
 
 def test_the_readmes_example(
     exported: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(exported.parent)
-    click = run_block("Exported(", rows=table)["click"]
-    np.testing.assert_array_equal(click, Exported(exported)(table))
+    click = run_block("d3jax.load(", rows=table)["click"]
+    np.testing.assert_array_equal(click, Exported(exported).predict(table))
 
 
 def test_the_folder_needs_neither_run_nor_checkout(
@@ -93,7 +93,7 @@ def test_the_folder_needs_neither_run_nor_checkout(
         cwd=tmp_path,
         check=True,
     )
-    np.testing.assert_allclose(np.load(out), Exported(exported)(table), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.load(out), Exported(exported).predict(table), rtol=0, atol=1e-6)
 
 
 def test_ids_and_scenarios_out_of_range_are_refused(exported: Path, trained: Path) -> None:
@@ -148,36 +148,36 @@ def as_frames(table: pa.Table) -> list[Any]:
 
 
 def test_rows_come_as_tables_frames_and_dicts(exported: Path, table: pa.Table) -> None:
-    score = Exported(exported)
-    expected = score(table)
+    model = Exported(exported)
+    expected = model.predict(table)
     for rows in as_frames(table):
-        np.testing.assert_array_equal(score(rows), expected)
+        np.testing.assert_array_equal(model.predict(rows), expected)
 
 
 def test_rows_that_cannot_be_scored(exported: Path, table: pa.Table) -> None:
-    score = Exported(exported)
+    model = Exported(exported)
     for rows in as_frames(table.slice(0, 0)):
         with pytest.raises(DataError, match="the table has no rows to score; give at least one"):
-            score(rows)
+            model.predict(rows)
     for rows in as_frames(table.drop_columns(["city"])):
         with pytest.raises(
             DataError, match="the table has no column 'city'; it has scenario, user"
         ):
-            score(rows)
+            model.predict(rows)
     with pytest.raises(DataError, match=r"the table is a list; give a data frame, an Arrow table"):
-        score([1, 2])
+        model.predict([1, 2])
     with pytest.raises(
         DataError, match=r"the table has columns of unequal length: \{'scenario': 4"
     ):
-        score({**table.to_pydict(), "city": ["x"]})
+        model.predict({**table.to_pydict(), "city": ["x"]})
 
 
 def test_values_that_training_never_saw_are_warned_of_once(exported: Path, table: pa.Table) -> None:
-    score = Exported(exported)
+    model = Exported(exported)
     strange = {**table.to_pydict(), "user": [f"new {n}" for n in range(40)]}
-    score(strange)
-    score(strange)
+    model.predict(strange)
+    model.predict(strange)
     with pytest.warns(UserWarning, match=r"field 'user': 100.0% of the rows have no"):
-        score(strange)
-    score(strange)  # and warnings are errors here
-    assert score.unknown.report() == "unknown or missing values: user 100.0%"
+        model.predict(strange)
+    model.predict(strange)  # and warnings are errors here
+    assert model.unknown.report() == "unknown or missing values: user 100.0%"

@@ -90,7 +90,7 @@ def test_every_verb_takes_debug(capsys: Captured) -> None:
 
 def run(*arguments: str, close: str = "", **options: object) -> subprocess.CompletedProcess[str]:
     """The command in a shell that closes or redirects what `close` says."""
-    line = f'exec "$0" -m d3jax.cli "$@" {close}'
+    line = f'exec "$0" -m d3jax "$@" {close}'
     return subprocess.run(
         ["bash", "-c", line, sys.executable, *arguments],
         capture_output=True,

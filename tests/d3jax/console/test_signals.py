@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from d3jax.console.exits import INTERRUPTED, TERMINATED
+from d3jax.console.signals import interrupts
+from d3jax.errors import Preempted
 
 START = """
 import os, sys, time
@@ -135,3 +137,48 @@ def test_a_signal_while_the_command_is_imported(number: int, code: int) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (code, "")
+
+
+def test_a_programs_ctrl_c_saves_first_and_raises_then() -> None:
+    def program() -> None:
+        with interrupts() as stop:
+            assert not stop(3)
+            signal.raise_signal(signal.SIGINT)
+            assert stop(4)
+            raise Preempted("stopped after step 4, which is saved")
+
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped after step 4"):
+        program()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_programs_second_ctrl_c_raises_at_once() -> None:
+    reached = []
+
+    def program() -> None:
+        with interrupts():
+            signal.raise_signal(signal.SIGINT)
+            reached.append(1)
+            signal.raise_signal(signal.SIGINT)
+            reached.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        program()
+    assert reached == [1]
+
+
+def test_a_programs_ctrl_c_is_not_lost_where_nothing_stops() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_programs_own_handlers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(1))
+    try:
+        with interrupts() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert came == [1]

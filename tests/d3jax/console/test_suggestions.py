@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from d3jax.cli import find_verbs, load_verb, main, parse
+from d3jax.cli import load_verb, main, parse
 from d3jax.console.suggestions import check_names, choices_of, flags_of
 from d3jax.errors import ConfigError
+from d3jax.overview import find_verbs
 
 VERBS = {name: load_verb(name, point) for name, point in find_verbs().items()}
 COMMANDS = {name: kind for name, kind in VERBS.items() if name != "prepare"} | {

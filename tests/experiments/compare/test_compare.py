@@ -123,11 +123,11 @@ def test_cells_leave_no_open_file_behind_also_those_that_fail(
     table = replace(TABLE, methods=(MLP,))
     compare.compare(prepared, Plan(table, CONFIG, 2, tmp_path / "well"), QUIET)
 
-    def diverges(journal: cells.CellJournal, step: int, *rest: object) -> None:
+    def diverges(journal: cells.QuietJournal, step: int, *rest: object) -> None:
         if step > 3:  # The evaluation at step 3 has been saved then.
             raise TrainingError(f"the loss at step {step} is nan")
 
-    monkeypatch.setattr(cells.CellJournal, "evaluated", diverges)
+    monkeypatch.setattr(cells.QuietJournal, "evaluated", diverges)
     compare.compare(prepared, Plan(table, CONFIG, 2, tmp_path / "badly"), QUIET)
     assert len(list(tmp_path.glob("badly/cells/mlp/*/checkpoints/3"))) == 2
     # Between the two, the report opens Matplotlib's fonts.

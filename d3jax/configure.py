@@ -1,0 +1,104 @@
+"""A configuration from a preset and settings by their names, for who calls d3jax from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from d3jax.config import AdapterConfig, Config
+from d3jax.errors import ConfigError
+from d3jax.names import did_you_mean
+from d3jax.presets import PRESETS, read_preset
+from d3jax.reads import idle, refuse_idle, setting_names
+from d3jax.registry import section_class, section_names
+
+DEFAULT = "best"
+"""The preset for data of one's own."""
+
+
+def configure(
+    preset: str = DEFAULT, config: Config | Path | str | None = None, **settings: Any
+) -> Config:
+    """Return a preset, or the given configuration or preset file, with other settings.
+
+    A setting is called by its name, such as `epochs=3`; one whose name several parts have stands
+    in its section: `adi={"layers": (64,)}`. Raises `ConfigError` for a preset or a name that there
+    isn't, a name that several parts have, a value out of range, and a setting that nothing reads.
+    """
+    before = _start(preset, config)
+    changes: dict[str, dict[str, Any]] = {}
+    for section, key, value in _named(settings, _known(before, settings)):
+        part = changes.setdefault(section, {})
+        if key in part:
+            raise ConfigError(f"{section}.{key} is given twice; give it once")
+        part[key] = tuple(value) if isinstance(value, list) else value
+    chosen = before.changed(
+        **{name: replace(getattr(before, name), **part) for name, part in changes.items()}
+    )
+    refuse_idle(chosen, idle(chosen, before))
+    return chosen
+
+
+def _start(preset: str, config: Config | Path | str | None) -> Config:
+    if config is None:
+        if preset not in PRESETS:
+            raise ConfigError(
+                f"there is no preset {preset!r}{did_you_mean(preset, PRESETS)}; there are "
+                f"{', '.join(PRESETS)}, and config takes a Config or a preset file"
+            )
+        return PRESETS[preset]
+    if preset != DEFAULT:
+        raise ConfigError("preset and config both give all settings; give one of them")
+    return config if isinstance(config, Config) else read_preset(Path(config))
+
+
+def _known(before: Config, settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings of what models share and of the parts that are chosen, or named first."""
+    names = {kind: settings[kind] for kind in ("backbone", "head") if kind in settings}
+    adapter = before.adapter
+    if "adapter" in settings and not isinstance(settings["adapter"], Mapping):
+        adapter = AdapterConfig(settings["adapter"], "scenario_sum")
+    named = before.changed(model=replace(before.model, **names), adapter=adapter)
+    given = [name for name in settings if name in section_names()]
+    return list(dict.fromkeys([*setting_names(named), *_settings_of(given)]))
+
+
+def _settings_of(sections: list[str]) -> list[str]:
+    kinds = {name: section_class(name) for name in sections}
+    return [
+        f"{name}.{each.name}"
+        for name, kind in kinds.items()
+        if kind is not None
+        for each in fields(kind)
+    ]
+
+
+def _named(settings: Mapping[str, Any], known: list[str]) -> list[tuple[str, str, Any]]:
+    """Return section, key and value of each setting."""
+    found = []
+    for name, value in settings.items():
+        inside = value.items() if isinstance(value, Mapping) else ()
+        wanted = [(f"{name}.{key}", each) for key, each in inside] or [(name, value)]
+        found += [(*_find(text, known).split("."), each) for text, each in wanted]
+    return found  # type: ignore[return-value]
+
+
+def _find(name: str, known: list[str]) -> str:
+    """Return the one setting of this name, such as "train.epochs" for "epochs"."""
+    found = [each for each in known if name in (each, each.partition(".")[2])]
+    if not found:
+        section, dot, key = name.rpartition(".")
+        near = [each.partition(".")[2] for each in known if each.startswith(section + dot)]
+        raise ConfigError(
+            f"there is no setting {name!r}{did_you_mean(key, near)}; d3jax train --help lists what "
+            "there is"
+        )
+    if len(found) > 1:
+        section = found[0].partition(".")[0]
+        raise ConfigError(
+            f"{name!r} is a setting of {', '.join(each.partition('.')[0] for each in found)}; say "
+            f"of which, such as {section}={{{name!r}: ...}}"
+        )
+    return found[0]

@@ -1,0 +1,34 @@
+"""What d3jax says when it is called from a program: on the screen, or to the program's log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from d3jax.console.terminal import Console
+
+LOGGER = "d3jax"
+"""The logger's name."""
+
+_LOUD = ("bold red", "yellow")
+"""The colours of what went wrong and of warnings."""
+
+
+class Log(Console):
+    """Passes messages to the logger, and shows nothing else: no bar, no table."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, quiet=True)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Log what the objects say; as a warning where they would stand in a warning's colour."""
+        loud = any(getattr(one, "style", "") in _LOUD for one in objects)
+        level = logging.WARNING if loud else logging.INFO
+        logging.getLogger(LOGGER).log(level, "%s", " ".join(map(str, objects)))
+
+
+def voice() -> Console:
+    """Return standard error where it is a terminal, which shows a progress bar; else the log."""
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    return Console(stderr=True) if watched else Log()

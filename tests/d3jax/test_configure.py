@@ -1,0 +1,84 @@
+"""Settings by name become the configuration that the flags of the same names would give."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d3jax.config import Config
+from d3jax.configure import configure
+from d3jax.errors import ConfigError
+from d3jax.presets import BEST, TEXT
+
+
+def test_names_reach_their_sections() -> None:
+    ours = configure("text", epochs=3, learning_rate=0.01, bottom_layers=[8, 4], field_hidden=3)
+    theirs = replace(
+        TEXT,
+        model=replace(TEXT.model, bottom_layers=(8, 4)),
+        d3=replace(TEXT.d3, field_hidden=3),
+        optimizer=replace(TEXT.optimizer, learning_rate=0.01),
+        train=replace(TEXT.train, epochs=3),
+    )
+    assert ours == theirs
+    assert configure() == BEST
+
+
+def test_a_section_tells_settings_of_one_name_apart() -> None:
+    ours = configure("text", backbone="mmoe", mmoe={"layers": [8], "experts": 2})
+    assert (ours.mmoe.layers, ours.mmoe.experts) == ((8,), 2)
+
+
+def test_settings_that_need_each_other_are_set_together() -> None:
+    """Gradnorm alone contradicts the other's default."""
+    ours = configure(
+        "text", backbone="mmoe", head="own", adapter="gradnorm", aggregation="scenario_sum"
+    )
+    assert (ours.adapter.adapter, ours.adapter.aggregation) == ("gradnorm", "scenario_sum")
+
+
+def test_a_configuration_or_its_file_stands_in_for_a_preset(tmp_path: Path) -> None:
+    config = replace(Config(), train=replace(TEXT.train, epochs=7))
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"config": config.to_json()}))
+    for given in (config, path, str(path)):
+        assert configure(config=given, seed=5) == replace(
+            config, train=replace(config.train, seed=5)
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"preset": "bets"},
+            r"^there is no preset 'bets' \(did you mean best\?\); there are best,",
+        ),
+        ({"preset": "text", "config": TEXT}, "^preset and config both give all settings; give one"),
+        (
+            {"epoch": 3},
+            r"^there is no setting 'epoch' \(did you mean epochs\?\); d3jax train --hel",
+        ),
+        (
+            {"mmoe": {"expert": 3}},
+            r"^there is no setting 'mmoe.expert' \(did you mean experts\?\); d3jax train --h",
+        ),
+        (
+            {"experts": 3},
+            r"^'experts' is a setting of mmoe, m2m, m3oe; say of which, such as mmoe=\{'experts'",
+        ),
+        ({"epochs": 3, "train": {"epochs": 3}}, r"^train\.epochs is given twice; give it once$"),
+        ({"epochs": 0}, r"^epochs is 0; it must be between 1 and"),
+        (
+            {"mmoe": {"experts": 3}},
+            r"\(mmoe\.experts\) is 3, but nothing here reads it; use --backbone mmoe",
+        ),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure(**given)
