@@ -8,8 +8,8 @@ from pathlib import Path
 import ibis
 import pytest
 
-from data_pipelines.sources.ali_ccp import ali_ccp
-from data_pipelines.sources.ali_ccp_files import MULTI_VALUED
+from data_pipelines.sources.ali_ccp.lines import MULTI_VALUED
+from data_pipelines.sources.ali_ccp.published import ali_ccp
 from experiments.bench.ali_ccp_raw import POSITIONS, ROWS_PER_KEY, write_raw
 
 NUM_ROWS = 40_000

@@ -27,8 +27,8 @@ from d3jax.data.prepared import Prepared
 from d3jax.errors import ConfigError, OutputError, Preempted, TrainingError
 from d3jax.presets import read_preset
 from experiments.compare.tables import MLP, Method, Table
-from experiments.search.search import Search, finalists, search, search_table, train_on_validation
 from experiments.search import search as searching
+from experiments.search.search import Search, finalists, search, search_table, train_on_validation
 from experiments.search.spaces import SPACES, check_space, paper, wide
 from tests.flags import said
 
