@@ -25,7 +25,6 @@ from d3jax.training.sharding import place_batch
 UPDATES = {
     "dense": OptimizerConfig(embedding_update="dense"),
     "lazy_adamw": OptimizerConfig(embedding_update="lazy_adamw"),
-    "with catch-up": OptimizerConfig(embedding_update="lazy_adamw", embedding_catch_up=True),
     "adagrad": OptimizerConfig(embedding_update="adagrad"),
 }
 
