@@ -9,9 +9,18 @@ from typing import Any
 from d3jax.config import Config
 
 
+_PARTS = {"model": ("backbone", "head"), "adapter": ("adapter",)}
+"""The settings that choose parts, and with them the sections that a configuration has."""
+
+
 def settings_of(config: Config) -> dict[str, Any]:
     """Return the settings that differ from their default, by section, for `Config.from_json`."""
-    return _differing(config.to_json(), Config().to_json())
+    values, defaults = config.to_json(), Config().to_json()
+    chosen = {
+        section: {name: values[section][name] for name in _PARTS[section]} for section in _PARTS
+    }
+    own = {section: defaults[section] for section in _PARTS}
+    return _differing(values, defaults | Config.from_json(chosen).to_json() | own)
 
 
 def _differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
