@@ -8,7 +8,6 @@ from typing import Any
 
 from d3jax.config import Config
 
-
 _PARTS = {"model": ("backbone", "head"), "adapter": ("adapter",)}
 """The settings that choose parts, and with them the sections that a configuration has."""
 
