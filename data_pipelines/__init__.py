@@ -1,1 +1,1 @@
-"""Raw files -> prepared columns -> batches."""
+"""Raw files -> prepared directories."""

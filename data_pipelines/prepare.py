@@ -9,7 +9,7 @@ evidence of an error are collected.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,11 @@ from d3jax.data.prepared import (
 from d3jax.errors import DataError
 from data_pipelines.fields import Fitted, as_column, fit_field
 from data_pipelines.raw.stage import Stage
-from data_pipelines.source import LARGEST_ID, PrepareConfig, Source
+from data_pipelines.source import LARGEST_ID, PrepareConfig, Progress, Source
 from data_pipelines.splits import describe_split, event_digest, joined, split_of, split_rule
 
 SPACE = "about three times the size of the raw files"
 """What a preparation takes on the disk at its height."""
-
-Progress = Callable[[str, int, int], None]
-"""Called before each step with its name, its index and the number of steps."""
 
 
 def prepare(

@@ -1,14 +1,18 @@
-"""What a data source hands to `prepare`, and how `prepare` is to treat it.
+"""A data set, the rows that it hands to `prepare`, and how `prepare` is to treat them.
 
 This file imports no engine, so that the command line can explain itself at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from d3jax.checks import check_scenarios
 from d3jax.errors import ConfigError
@@ -16,6 +20,9 @@ from d3jax.errors import ConfigError
 if TYPE_CHECKING:
     import ibis
 
+
+Progress = Callable[[str, int, int], None]
+"""Called before each step with its name, its index and the number of steps."""
 
 LARGEST_ID = 2**31 - 2
 """Of a field; the table's rows are counted in int32."""
@@ -129,30 +136,40 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-class TableConfig:
-    """What the columns of a table mean. All that are named are fields, but for label and time."""
+class Workplace:
+    """Where raw rows are read: an engine, a folder for what doesn't fit in memory, a progress bar.
 
-    label: str
-    """A column of 0 and 1, or a rule such as 'rating>3' (>, >=, <, <=, = or !=)."""
-    scenario: str
-    """The column that says the scenario, or 'age=25,35': below 25, from 25 to below 35, above."""
-    fields: tuple[str, ...] = ()
-    """Categorical columns."""
-    user: str | None = None
-    """The column that identifies the user."""
-    item: str | None = None
-    """The column that identifies the item."""
-    time: str | None = None
-    """When a row happened: a number, or a date and time as in 2024-02-26 12:30:00."""
-    multi: tuple[str, ...] = ()
-    """Columns of several values with what separates them, such as 'genres=|'."""
-    numeric: tuple[str, ...] = ()
-    """Columns of numbers with the number of buckets, such as 'price=20'."""
-    hash: tuple[str, ...] = ()
-    """Columns to hash into so many ids, such as 'user=100000'."""
-    join: tuple[str, ...] = ()
-    """Tables that add columns, each with the column they share, such as 'users.csv=user_id'."""
-    separator: str | None = None
-    """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
-    encoding: str = "utf-8"
-    """Of text files: a name that Python knows, such as latin-1."""
+    What `enter` opened is closed when the rows are prepared.
+    """
+
+    connection: ibis.BaseBackend
+    scratch: Path
+    advance: Progress
+    stack: ExitStack
+
+    def enter(self, context: AbstractContextManager[Path]) -> Path:
+        """Enter a context until the rows are prepared."""
+        return self.stack.enter_context(context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet(ABC):
+    """A data set that `d3jax prepare` knows by name: its fields are the flags, `read` its rows.
+
+    The first line of a subclass' docstring is what help says. Its file imports engines in
+    functions only, so that help is instant; `data_pipelines.raw` does so by itself.
+    """
+
+    files: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILES")]
+    """The raw files: the directory, file or zip that holds them."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREPARED")]
+    """The prepared directory to make."""
+    config: tyro.conf.OmitArgPrefixes[PrepareConfig] = field(default_factory=PrepareConfig)
+    overwrite: bool = False
+    """Replace the prepared directory if it exists."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What computes: DuckDB in this process, or Spark as its own configuration says."""
+
+    @abstractmethod
+    def read(self, place: Workplace) -> Source:
+        """Return the raw rows, checked; raise `DataError` for what the files may not hold."""

@@ -7,15 +7,18 @@ unknown. `nonclk` is the label turned around, so it is never read as a field.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import ibis
+import tyro
 
 from d3jax.errors import DataError
-from data_pipelines.raw.files import Raw, check_values, places, read_raw, require_columns
-from data_pipelines.raw.joins import attach, file_of
-from data_pipelines.source import FieldSource, Source
+from data_pipelines import raw
+from data_pipelines.source import DataSet, FieldSource, PrepareConfig, Source, Workplace
+
+if TYPE_CHECKING:
+    import ibis
 
 POSITIONS = ("430539_1007", "430548_1007")
 """The values of pid, in the order of the scenarios. (430549_1007 is a common misspelling.)"""
@@ -42,10 +45,25 @@ _DAY, _UTC8 = 24 * 3600, 8 * 3600
 _NUMBER = ("[0-9]+", "a whole number")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ADC(DataSet):
+    """Ali_Display_Ad_Click: the two positions of ads."""
+
+    config: tyro.conf.OmitArgPrefixes[PrepareConfig] = field(
+        default_factory=lambda: PrepareConfig(min_count=10)
+    )
+    last_day: bool = False
+    """Hold out the last of the eight days instead of a share of the rows."""
+
+    def read(self, place: Workplace) -> Source:
+        """Return the impressions with their ads and users."""
+        return adc(place.connection, self.files, place.scratch, self.last_day)
+
+
 class _Files(NamedTuple):
-    log: Raw
-    ads: Raw
-    users: Raw
+    log: raw.Raw
+    ads: raw.Raw
+    users: raw.Raw
 
 
 def adc(
@@ -59,11 +77,14 @@ def adc(
     naming file, line, column and value for what the published files can't hold.
     """
     files = _Files(
-        *(read_raw(connection, file_of(directory, name), scratch) for name in (_LOG, _ADS, _USERS))
+        *(
+            raw.read_raw(connection, raw.file_of(directory, name), scratch)
+            for name in (_LOG, _ADS, _USERS)
+        )
     )
     _check(files)
-    ads = attach(files.log.table, _without_null(files.ads), "adgroup_id")
-    users = attach(ads.table, _without_null(files.users), "user", other_key="userid")
+    ads = raw.attach(files.log.table, _without_null(files.ads), "adgroup_id")
+    users = raw.attach(ads.table, _without_null(files.users), "user", other_key="userid")
     rows = _labelled(users.table, last_day)
     unmatched = {_ADS: ads.unmatched, _USERS: users.unmatched}
     return Source(
@@ -76,7 +97,7 @@ def adc(
         item_field="adgroup_id",
         key=("user", "adgroup_id", "time_stamp"),
         label_rule="clk",
-        files=tuple(file for raw in files for file in raw.files),
+        files=tuple(path for file in files for path in file.files),
         split="split" if last_day else None,
         split_rule="the last day, in UTC+8, is test",
         time="seconds",
@@ -86,7 +107,7 @@ def adc(
 
 def _check(files: _Files) -> None:
     log = files.log
-    check_values(
+    raw.check_values(
         log,
         {
             "user": _NUMBER,
@@ -97,21 +118,23 @@ def _check(files: _Files) -> None:
             "nonclk": ("[01]", "0 or 1"),
         },
     )
-    require_columns(files.ads, AD)
-    check_values(files.ads, {"price": (r"[0-9]+(?:\.[0-9]*)?|NULL|", "a number")})
-    require_columns(files.users, PROFILE)
+    raw.require_columns(files.ads, AD)
+    raw.check_values(files.ads, {"price": (r"[0-9]+(?:\.[0-9]*)?|NULL|", "a number")})
+    raw.require_columns(files.users, PROFILE)
     if log.table.count(where=log.table.clk == log.table.nonclk).to_pyarrow().as_py():
-        place = next(places(log, lambda row: row["clk"] == row["nonclk"]))
+        place = next(raw.places(log, lambda row: row["clk"] == row["nonclk"]))
         raise DataError(f"{place}: clk and nonclk are equal; one of them must be 1, the other 0")
 
 
-def _without_null(raw: Raw) -> Raw:
-    """The word NULL is a missing value."""
-    columns = {name: raw.table[name].nullif("NULL") for name in raw.columns}
-    return raw._replace(table=raw.table.mutate(**columns))
+def _without_null(file: raw.Raw) -> raw.Raw:
+    """Return a file whose word NULL is a missing value."""
+    columns = {name: file.table[name].nullif("NULL") for name in file.columns}
+    return file._replace(table=file.table.mutate(**columns))
 
 
 def _labelled(rows: ibis.Table, last_day: bool) -> ibis.Table:
+    import ibis
+
     rows = rows.mutate(
         label=rows.clk.cast("int64"),
         scenario=(rows.pid == POSITIONS[1]).cast("int64"),

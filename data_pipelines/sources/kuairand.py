@@ -9,14 +9,16 @@ for, and is_rand is then a field, for such rows follow another distribution.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import ibis
+from typing import TYPE_CHECKING
 
 from d3jax.errors import ConfigError, DataError
-from data_pipelines.raw.files import Raw, check_values, read_raw
-from data_pipelines.raw.joins import attach
-from data_pipelines.source import FieldSource, Source
+from data_pipelines import raw
+from data_pipelines.source import DataSet, FieldSource, Source, Workplace
+
+if TYPE_CHECKING:
+    import ibis
 
 TABS = ("0", "1", "2", "4", "6")
 """The tabs that Scenario-Wise-Rec (Li et al., 2024) takes for domains."""
@@ -46,6 +48,32 @@ _EARLY, _LATE, _RANDOM = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class KuaiRand(DataSet):
+    """KuaiRand-Pure, 1K or 27K: the tabs of a video app."""
+
+    fields: tuple[str, ...] = ()
+    """Columns of the user and video files to use instead of the usual ones."""
+    tabs: tuple[str, ...] = TABS
+    """The scenarios; rows of other tabs are left out."""
+    both_periods: bool = False
+    """Use the log of the first two weeks too."""
+    random_exposure: bool = False
+    """Mix the randomly shown videos in, told apart by the field is_rand."""
+
+    def read(self, place: Workplace) -> Source:
+        """Return the impressions with their users and videos."""
+        return kuairand(
+            place.connection,
+            self.files,
+            place.scratch,
+            fields=self.fields,
+            tabs=self.tabs,
+            both_periods=self.both_periods,
+            random_exposure=self.random_exposure,
+        )
+
+
 def kuairand(
     connection: ibis.BaseBackend,
     directory: Path,
@@ -63,18 +91,20 @@ def kuairand(
     `scratch` until they are prepared. Raises `ConfigError` for a field that is an outcome, and
     `DataError` naming file, line, column and value for what the published files can't hold.
     """
+    import ibis
+
     names = _field_names(fields, random_exposure)
     version = _version(directory)
     logs = [_LATE, *([_EARLY] if both_periods else []), *([_RANDOM] if random_exposure else [])]
     log = [_read(connection, directory, f"{name}_{version}", scratch) for name in logs]
-    for raw in log:
-        _check_log(raw)
-    impressions = ibis.union(*(raw.table for raw in log)) if len(log) > 1 else log[0].table
+    for each in log:
+        _check_log(each)
+    impressions = ibis.union(*(each.table for each in log)) if len(log) > 1 else log[0].table
     users = _read(connection, directory, f"user_features_{version}", scratch)
     videos = _read(connection, directory, f"video_features_basic_{version}", scratch)
     kept, dropped = _kept(impressions, tabs, random_exposure)
-    with_users = attach(kept, users, "user_id")
-    rows = attach(with_users.table, videos, "video_id")
+    with_users = raw.attach(kept, users, "user_id")
+    rows = raw.attach(with_users.table, videos, "video_id")
     if missing := [name for name in names if name not in rows.table.columns]:
         raise DataError(
             f"there is no column {missing[0]!r} in {directory}; the files have "
@@ -91,7 +121,7 @@ def kuairand(
         item_field="video_id",
         key=("user_id", "video_id", "time_ms"),
         label_rule="is_click",
-        files=tuple(file for raw in (*log, users, videos) for file in raw.files),
+        files=tuple(path for file in (*log, users, videos) for path in file.files),
         dropped=dropped,
         time="moment",
         unmatched={name: count for name, count in unmatched.items() if count},
@@ -125,18 +155,18 @@ def _version(directory: Path) -> str:
             )
 
 
-def _read(connection: ibis.BaseBackend, directory: Path, stem: str, scratch: Path) -> Raw:
+def _read(connection: ibis.BaseBackend, directory: Path, stem: str, scratch: Path) -> raw.Raw:
     """A file, or the parts into which the larger ones of 27K are cut."""
     files = sorted(directory.glob(f"{stem}.csv*")) or sorted(directory.glob(f"{stem}_part*.csv*"))
     if not files:
         raise DataError(f"{directory} has no {stem}.csv; unpack the data set into it")
-    return read_raw(connection, files, scratch)
+    return raw.read_raw(connection, files, scratch)
 
 
-def _check_log(raw: Raw) -> None:
+def _check_log(log: raw.Raw) -> None:
     flag = ("[01]", "0 or 1")
-    check_values(
-        raw,
+    raw.check_values(
+        log,
         {
             "user_id": ("[0-9]+", "a whole number"),
             "video_id": ("[0-9]+", "a whole number"),
@@ -162,6 +192,8 @@ def _kept(
 
 
 def _labelled(rows: ibis.Table, tabs: Sequence[str]) -> ibis.Table:
+    import ibis
+
     index = ibis.cases(*((rows.tab == tab, index) for index, tab in enumerate(tabs)))
     return rows.mutate(
         label=rows.is_click.cast("int64"),

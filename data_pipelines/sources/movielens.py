@@ -12,16 +12,17 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import duckdb
-import ibis
-from ibis.expr.types import BooleanValue
+from typing import TYPE_CHECKING, NamedTuple
 
 from d3jax.errors import DataError
-from data_pipelines.raw.engine import hand_over, read_csv, text_parser
-from data_pipelines.source import FieldSource, Source
+from data_pipelines import raw
+from data_pipelines.source import DataSet, FieldSource, Source, Workplace
+
+if TYPE_CHECKING:
+    import ibis
+    from ibis.expr.types import BooleanValue
 
 AGE_GROUPS = {
     "1": "under 25",
@@ -54,6 +55,16 @@ _AGAIN = "download the file again"
 
 _NO_DELIMITER = "\x1e\x1f\x1e\x1f"
 """Four control characters that no line holds, so that a line is read as one column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovieLens(DataSet):
+    """MovieLens-1M: three age groups; a rating above 3 is a click."""
+
+    def read(self, place: Workplace) -> Source:
+        """Return the ratings with their users and movies."""
+        directory = place.enter(opened(self.files))
+        return movielens_1m(place.connection, directory, place.scratch)
 
 
 class _File(NamedTuple):
@@ -151,8 +162,8 @@ def _read(connection: ibis.BaseBackend, path: Path, scratch: Path | None) -> _Fi
     if not path.is_file():
         _check_present(path.parent, [entry.name for entry in path.parent.glob("*")])
     names = _FILES[path.name]
-    read = _read_lines(text_parser(connection, scratch), path)
-    lines = hand_over(read, connection, scratch, f"{path.name}.parquet")
+    read = _read_lines(raw.text_parser(connection, scratch), path)
+    lines = raw.hand_over(read, connection, scratch, f"{path.name}.parquet")
     parts = lines.line.split("::")
     wrong = lines.filter(parts.length() != len(names)).select("line")
     if line := _first(wrong):
@@ -166,7 +177,9 @@ def _read(connection: ibis.BaseBackend, path: Path, scratch: Path | None) -> _Fi
 
 
 def _read_lines(connection: ibis.BaseBackend, path: Path) -> ibis.Table:
-    table = read_csv(
+    import duckdb
+
+    table = raw.read_csv(
         connection,
         path,
         columns={"line": "VARCHAR"},
@@ -258,6 +271,8 @@ def _line_number(path: Path, line: str) -> int:
 
 def _join(users: ibis.Table, movies: ibis.Table, ratings: ibis.Table) -> ibis.Table:
     """One row a rating, with the columns of `FIELDS`, `label`, `scenario` and `timestamp`."""
+    import ibis
+
     joined = ratings.left_join(users, "UserID").left_join(movies, "MovieID")
     scenario = ibis.cases(
         *((joined.Age == age, SCENARIOS.index(name)) for age, name in AGE_GROUPS.items())

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import ibis
-from ibis.expr.types import IntegerValue, Value
+import tyro
 
-from d3jax.data.encoder import LIST
-from d3jax.data.encoding import NUMBER, kind_of, spell
 from d3jax.data.format import Format
 from d3jax.errors import ConfigError, DataError
-from data_pipelines.buckets import bucket_names
-from data_pipelines.raw import times
-from data_pipelines.raw.files import Raw, check_values, places, read_raw, require_columns
-from data_pipelines.raw.joins import attach
-from data_pipelines.raw.rules import (
-    Rule,
-    parse_counts,
-    parse_rule,
-    parse_scenario,
-    parse_settings,
-)
-from data_pipelines.source import FieldSource, Source, TableConfig
-from data_pipelines.splits import plain
+from data_pipelines import raw
+from data_pipelines.source import DataSet, FieldSource, Source, Workplace
+
+if TYPE_CHECKING:
+    import ibis
+    from ibis.expr.types import IntegerValue, Value
 
 _TRUTH = "[Tt]rue|TRUE|[Ff]alse|FALSE"
 
@@ -38,27 +28,68 @@ MAX_VALUES = 100
 _LABEL, _SCENARIO, _TIME = " label", " scenario", " time"
 
 
+@dataclass(frozen=True)
+class TableConfig:
+    """What the columns of a table mean. All that are named are fields, but for label and time."""
+
+    label: str
+    """A column of 0 and 1, or a rule such as 'rating>3' (>, >=, <, <=, = or !=)."""
+    scenario: str
+    """The column that says the scenario, or 'age=25,35': below 25, from 25 to below 35, above."""
+    fields: tuple[str, ...] = ()
+    """Categorical columns."""
+    user: str | None = None
+    """The column that identifies the user."""
+    item: str | None = None
+    """The column that identifies the item."""
+    time: str | None = None
+    """When a row happened: a number, or a date and time as in 2024-02-26 12:30:00."""
+    multi: tuple[str, ...] = ()
+    """Columns of several values with what separates them, such as 'genres=|'."""
+    numeric: tuple[str, ...] = ()
+    """Columns of numbers with the number of buckets, such as 'price=20'."""
+    hash: tuple[str, ...] = ()
+    """Columns to hash into so many ids, such as 'user=100000'."""
+    join: tuple[str, ...] = ()
+    """Tables that add columns, each with the column they share, such as 'users.csv=user_id'."""
+    separator: str | None = None
+    """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
+    encoding: str = "utf-8"
+    """Of text files: a name that Python knows, such as latin-1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(DataSet):
+    """A table of your own: text or Parquet, one file or many, with others to join."""
+
+    table: tyro.conf.OmitArgPrefixes[TableConfig]
+
+    def read(self, place: Workplace) -> Source:
+        """Return the rows with the columns that are joined."""
+        return read_table(place.connection, self.files, place.scratch, self.table)
+
+
 class _Joined(NamedTuple):
     """The rows of `tables[0]` with the columns of the others; `owners` is where each is from.
 
     `keys` are the columns that they were joined by.
     """
 
-    tables: tuple[Raw, ...]
+    tables: tuple[raw.Raw, ...]
     table: ibis.Table
-    owners: Mapping[str, Raw]
+    owners: Mapping[str, raw.Raw]
     unmatched: Mapping[str, int]
     keys: tuple[str, ...]
 
     @property
-    def main(self) -> Raw:
+    def main(self) -> raw.Raw:
         """The table that the others add columns to."""
         return self.tables[0]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """What was read, each file once."""
-        return tuple(dict.fromkeys(file for raw in self.tables for file in raw.files))
+        return tuple(dict.fromkeys(file for each in self.tables for file in each.files))
 
 
 class _Scenarios(NamedTuple):
@@ -76,8 +107,8 @@ def read_table(
     flags that contradict each other, and `DataError` naming file, line, column and value for
     labels, times, scenarios and keys that are not what `config` says.
     """
-    rule = parse_rule(config.label)
-    scenario, edges = parse_scenario(config.scenario)
+    rule = raw.parse_rule(config.label)
+    scenario, edges = raw.parse_scenario(config.scenario)
     fields = _fields(config, scenario, rule)
     named = [name for name in (config.user, config.item, config.time) if name]
     used = [rule.column, scenario, *named, *(field.name for field in fields)]
@@ -123,15 +154,15 @@ def read_table(
 
 def _events(rows: ibis.Table, key: Sequence[str]) -> int:
     """The number of different events, by the spelling that the split knows them by."""
-    spelt = {name: plain(rows[name].fill_null("")) for name in key}
+    spelt = {name: raw.plain(rows[name].fill_null("")) for name in key}
     return _number(rows.select(**spelt).distinct().count())
 
 
-def _fields(config: TableConfig, scenario: str, rule: Rule) -> tuple[FieldSource, ...]:
+def _fields(config: TableConfig, scenario: str, rule: raw.Rule) -> tuple[FieldSource, ...]:
     """Users and items first, then fields in the order of the flags, the scenario's column last."""
     separators = _separators(config.multi)
-    quantiles = parse_counts("numeric", config.numeric)
-    hashed = parse_counts("hash", config.hash)
+    quantiles = raw.parse_counts("numeric", config.numeric)
+    hashed = raw.parse_counts("hash", config.hash)
     named = [name for name in (config.user, config.item) if name]
     names = dict.fromkeys([*named, *config.fields, *separators, *quantiles, *hashed, scenario])
     for name, what in ((rule.column, "label"), (config.time, "time")):
@@ -156,7 +187,8 @@ def _fields(config: TableConfig, scenario: str, rule: Rule) -> tuple[FieldSource
 def _separators(texts: Sequence[str]) -> dict[str, str]:
     """What separates the values of each column of several; a bare name is of a list column."""
     bare = [text for text in texts if "=" not in text]
-    return {**dict.fromkeys(bare, LIST), **parse_settings("multi", [t for t in texts if "=" in t])}
+    written = raw.parse_settings("multi", [text for text in texts if "=" in text])
+    return {**dict.fromkeys(bare, raw.LIST), **written}
 
 
 def _as_it_came(field: FieldSource, joined: _Joined) -> FieldSource:
@@ -169,7 +201,7 @@ def _as_it_came(field: FieldSource, joined: _Joined) -> FieldSource:
                 f"values a row; name it by --multi {field.name}"
             )
         return replace(field, as_lists=True)
-    if field.separator == LIST:
+    if field.separator == raw.LIST:
         raise ConfigError(
             f"--multi {field.name} does not say what separates the values, and the column is no "
             f"list column; write --multi '{field.name}=|' for values with | between them"
@@ -185,7 +217,7 @@ def _join(
     used: Sequence[str],
 ) -> _Joined:
     form = Format(config.separator, config.encoding)
-    main = read_raw(connection, source, scratch, form)
+    main = raw.read_raw(connection, source, scratch, form)
     joined = _Joined((main,), main.table, dict.fromkeys(main.columns, main), {}, ())
     for text in config.join:
         path, _, key = text.rpartition("=")
@@ -194,17 +226,17 @@ def _join(
                 f"--join {text!r} must be a file, an equals sign and the column that both tables "
                 "have, such as users.csv=user_id"
             )
-        joined = _add(joined, read_raw(connection, Path(path), scratch, form), key, used)
+        joined = _add(joined, raw.read_raw(connection, Path(path), scratch, form), key, used)
     return joined
 
 
-def _add(joined: _Joined, other: Raw, key: str, used: Sequence[str]) -> _Joined:
+def _add(joined: _Joined, other: raw.Raw, key: str, used: Sequence[str]) -> _Joined:
     """The rows of `joined` with the columns that `other` has for their `key`.
 
     A column that both have is refused where it is `used`, and else that of `other` left out.
     """
     _require(joined, [key])
-    require_columns(other, [key])
+    raw.require_columns(other, [key])
     added = [name for name in other.columns if name != key]
     taken = {name.lower() for name in joined.owners}
     clash = [name for name in added if name.lower() in taken]
@@ -214,7 +246,7 @@ def _add(joined: _Joined, other: Raw, key: str, used: Sequence[str]) -> _Joined:
             "rename one of them"
         )
     added = [name for name in added if name not in clash]
-    table, unmatched = attach(joined.table, other, key, added)
+    table, unmatched = raw.attach(joined.table, other, key, added)
     if unmatched == _number(joined.table.count()) > 0:
         raise DataError(
             f"no {key} of {joined.owners[key].name} is in {other.name}, so the join adds nothing; "
@@ -233,29 +265,29 @@ def _require(joined: _Joined, names: Sequence[str]) -> None:
     for name in names:
         if name in joined.owners:
             continue
-        for raw in joined.tables:
-            if flaw := raw.opened.flaws.get(name.lower()):
+        for each in joined.tables:
+            if flaw := each.opened.flaws.get(name.lower()):
                 raise DataError(flaw)
-        files = ", ".join(raw.name for raw in joined.tables)
+        files = ", ".join(each.name for each in joined.tables)
         raise DataError(
             f"there is no column {name!r} in {files}; they have {', '.join(joined.owners)}"
         )
 
 
-def _check_label(owner: Raw, rule: Rule) -> None:
-    if rule == Rule(rule.column):
+def _check_label(owner: raw.Raw, rule: raw.Rule) -> None:
+    if rule == raw.Rule(rule.column):
         form = rf"[01](?:\.0*)?|{_TRUTH}"
-        check_values(owner, {rule.column: (form, "0 or 1; give a rule such as x>3")})
+        raw.check_values(owner, {rule.column: (form, "0 or 1; give a rule such as x>3")})
     elif rule.is_numeric:
-        check_values(owner, {rule.column: (f"{NUMBER}|{_TRUTH}", "a number")})
+        raw.check_values(owner, {rule.column: (f"{raw.NUMBER}|{_TRUTH}", "a number")})
 
 
 def _check_numbers(joined: _Joined, fields: Sequence[FieldSource]) -> None:
     """Refuse what is no number in a field of numbers; where there is none, nothing must stand."""
     for field in fields:
         if field.quantiles is not None:
-            form = (rf"[ \t]*{NUMBER}[ \t]*|", "a number; leave it empty where there is none")
-            check_values(joined.owners[field.name], {field.name: form})
+            form = (rf"[ \t]*{raw.NUMBER}[ \t]*|", "a number; leave it empty where there is none")
+            raw.check_values(joined.owners[field.name], {field.name: form})
 
 
 def _check_present(joined: _Joined, column: str) -> None:
@@ -266,24 +298,26 @@ def _check_present(joined: _Joined, column: str) -> None:
         raise DataError(f"{place}: there is no {column} for this row{why}; every row needs one")
 
 
-def _first_place(main: Raw, table: ibis.Table) -> str | None:
+def _first_place(main: raw.Raw, table: ibis.Table) -> str | None:
     rows = table.select(*main.columns).order_by(main.columns).limit(1).to_pyarrow().to_pylist()
-    return next(places(main, lambda row: dict(row) == rows[0])) if rows else None
+    return next(raw.places(main, lambda row: dict(row) == rows[0])) if rows else None
 
 
 def _scenarios(joined: _Joined, column: str, edges: tuple[float, ...]) -> _Scenarios:
+    import ibis
+
     text = joined.table[column]
     if edges:
-        check_values(joined.owners[column], {column: (f"{NUMBER}|", "a number")})
+        raw.check_values(joined.owners[column], {column: (f"{raw.NUMBER}|", "a number")})
         number = text.cast("float64")
         index = ibis.cases(
             *((number < edge, index) for index, edge in enumerate(edges)), else_=len(edges)
         )
-        return _Scenarios(tuple(bucket_names(edges, column)), {}, index.cast("int64"))
+        return _Scenarios(tuple(raw.bucket_names(edges, column)), {}, index.cast("int64"))
     limit = 10 * MAX_SCENARIOS  # one value may be written in several ways
     found = joined.table.select(value=text).distinct().order_by("value").limit(limit + 1)
     texts = found.to_pyarrow()["value"].combine_chunks()
-    spelt = spell(texts, kind_of(texts))
+    spelt = raw.spell(texts, raw.kind_of(texts))
     names = tuple(sorted(set(spelt.to_pylist()) - {None}, key=_by_number))
     if len(names) > MAX_SCENARIOS or len(texts) > limit:
         raise DataError(
@@ -292,10 +326,10 @@ def _scenarios(joined: _Joined, column: str, edges: tuple[float, ...]) -> _Scena
         )
     if spelt.null_count:
         wrong = texts.filter(spelt.is_null())[0].as_py()
-        place = next(places(joined.owners[column], lambda row: row[column] == wrong))
+        place = next(raw.places(joined.owners[column], lambda row: row[column] == wrong))
         raise DataError(f"{place}: {column} is {wrong!r}, but every row needs a scenario")
     pairs = zip(texts.to_pylist(), spelt.to_pylist(), strict=True)
-    index = ibis.cases(*((text == raw, names.index(name)) for raw, name in pairs))
+    index = ibis.cases(*((text == value, names.index(name)) for value, name in pairs))
     return _Scenarios(names, {name: name for name in names}, index.cast("int64"))
 
 
@@ -307,8 +341,8 @@ def _time(joined: _Joined, column: str) -> Value:
     """The column as what it holds: whole numbers, decimal numbers, or moments."""
     _check_present(joined, column)
     text = joined.table[column]
-    moment = times.microseconds(text)
-    whole, number = (text.re_search(f"^(?:{form})$") for form in (times.WHOLE, NUMBER))
+    moment = raw.microseconds(text)
+    whole, number = (text.re_search(f"^(?:{form})$") for form in (raw.WHOLE, raw.NUMBER))
     tally = joined.table.agg(
         other=text.min(where=~number & moment.isnull()),
         number=joined.table.count(where=number),
@@ -318,7 +352,7 @@ def _time(joined: _Joined, column: str) -> Value:
     found = tally.to_pyarrow().to_pylist()[0]
     wrong = found["other"] or (found["date"] if found["number"] else None)
     if wrong is not None:
-        place = next(places(joined.owners[column], lambda row: row[column] == wrong))
+        place = next(raw.places(joined.owners[column], lambda row: row[column] == wrong))
         raise DataError(
             f"{place}: {column} is {wrong!r}; write all times as numbers, or all as dates such as "
             "2024-02-26, 2024-02-26 12:30:00 or 2024-02-26T12:30:00+01:00"

@@ -30,6 +30,7 @@ from d3jax.training.fit import build_trainer, check_config
 from d3jax.training.loop import Progress, fit, monitored
 from d3jax.training.metrics import Evaluation
 from experiments.compare.tables import Table
+from experiments.search.preset_file import is_found, settings_of
 from experiments.search.spaces import SPACES, check_space
 from experiments.search.study_file import IDENTITY, open_study_file
 
@@ -247,7 +248,7 @@ def describe(plan: Search, study: optuna.Study, finals: list[Final]) -> dict[str
         state.name.lower(): len(study.get_trials(deepcopy=False, states=[state])) for state in ENDED
     }
     return {
-        "config": best.to_json(),
+        "config": settings_of(best),
         "metric": f"{plan.config.train.monitor} of {scenario or 'all'} validation rows",
         "mean": float(np.mean(values)),
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -329,15 +330,6 @@ def _run_final(
         soft_wrap=True,
     )
     return values
-
-
-def is_found(path: Path) -> bool:
-    """Whether a file is a preset that a search has written."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"config", "trials", "found"} <= content.keys()
 
 
 def _finished(plan: Search) -> dict[str, Any] | None:

@@ -19,8 +19,8 @@ from d3jax.owned import exclusive
 from d3jax.run import check_run_free, create_run, fresh_directory, open_run
 from data_pipelines.prepare import prepare
 from data_pipelines.raw.engine import duckdb_engine
-from data_pipelines.source import PrepareConfig, TableConfig
-from data_pipelines.sources.table import read_table
+from data_pipelines.source import PrepareConfig
+from data_pipelines.sources.table import TableConfig, read_table
 
 pytestmark = pytest.mark.trains
 

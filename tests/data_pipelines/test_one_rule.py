@@ -23,8 +23,8 @@ from d3jax.data.prepared import SPLITS, Prepared, load_encoder
 from d3jax.data.reading import find_files, open_files, raw_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.raw.engine import duckdb_engine
-from data_pipelines.source import PrepareConfig, TableConfig
-from data_pipelines.sources.table import read_table
+from data_pipelines.source import PrepareConfig
+from data_pipelines.sources.table import TableConfig, read_table
 from data_pipelines.splits import plain
 
 Columns = dict[str, list[Any]]

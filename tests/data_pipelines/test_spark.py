@@ -14,13 +14,13 @@ import pytest
 from d3jax.errors import ConfigError, DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.raw.engine import duckdb_engine, spark_engine
-from data_pipelines.source import PrepareConfig, Source, TableConfig
+from data_pipelines.source import PrepareConfig, Source
 from data_pipelines.sources.adc import adc
-from data_pipelines.sources.ali_ccp import ali_ccp
-from data_pipelines.sources.ali_ccp_encoded import ali_ccp_encoded
+from data_pipelines.sources.ali_ccp.encoded import ali_ccp_encoded
+from data_pipelines.sources.ali_ccp.published import ali_ccp
 from data_pipelines.sources.kuairand import kuairand
 from data_pipelines.sources.movielens import movielens_1m
-from data_pipelines.sources.table import read_table
+from data_pipelines.sources.table import TableConfig, read_table
 from tests.data_pipelines import test_one_rule
 from tests.data_pipelines.sources import (
     test_adc,

@@ -16,8 +16,9 @@ from d3jax.data.prepared import SPLITS, Prepared, check_rows
 from d3jax.errors import ConfigError, DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source
-from data_pipelines.sources.ali_ccp import RECIPE, ali_ccp
-from data_pipelines.sources.ali_ccp_files import FIELD_NAMES, MULTI_VALUED
+from data_pipelines.sources.ali_ccp import AliCCP
+from data_pipelines.sources.ali_ccp.lines import FIELD_NAMES, MULTI_VALUED
+from data_pipelines.sources.ali_ccp.published import ali_ccp
 
 CONNECTION = ibis.duckdb.connect(threads=2)
 
@@ -163,7 +164,7 @@ def test_source_names_its_columns(directory: Path) -> None:
         "210", "508", "509", "702", "853", "109_14", "110_14", "127_14", "150_14",
     } == set(MULTI_VALUED)
     # fmt: on
-    assert PrepareConfig(min_count=10) == RECIPE
+    assert AliCCP(files=directory, out=tmp_path / "out").config == PrepareConfig(min_count=10)
 
 
 def test_positions_are_numbered_by_their_code_not_their_place(tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_prepared_rows_agree_with_plain_python(tmp_path: Path, most: int) -> Non
     (train, common), (test, common_test) = some_half(draw, "a"), some_half(draw, "b")
     raw = write(tmp_path / "raw", train, test, common, common_test)
     source = read(raw, last_value=most == 1, max_slots=3)
-    prepared = prepare(source, tmp_path / "out", RECIPE)
+    prepared = prepare(source, tmp_path / "out", PrepareConfig(min_count=10))
     check_rows(prepared)
     dropped = sum(line[1:3] == (0, 1) for line in [*train, *test])
     assert dropped > 10

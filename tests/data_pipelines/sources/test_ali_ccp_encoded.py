@@ -15,8 +15,8 @@ from d3jax.data.prepared import SPLITS, Prepared, check_rows
 from d3jax.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig
-from data_pipelines.sources.ali_ccp_encoded import ali_ccp_encoded
-from data_pipelines.sources.ali_ccp_files import FIELD_NAMES
+from data_pipelines.sources.ali_ccp.encoded import ali_ccp_encoded
+from data_pipelines.sources.ali_ccp.lines import FIELD_NAMES
 
 CONNECTION = ibis.duckdb.connect(threads=2)
 

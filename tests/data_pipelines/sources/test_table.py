@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from d3jax.data.prepared import SPLITS, Prepared, check_rows
 from d3jax.errors import ConfigError, D3jaxError, DataError
 from data_pipelines.prepare import prepare
-from data_pipelines.source import PrepareConfig, Source, TableConfig
-from data_pipelines.sources.table import MAX_VALUES, read_table
+from data_pipelines.source import PrepareConfig, Source
+from data_pipelines.sources.table import MAX_VALUES, TableConfig, read_table
 from tests.data_pipelines.raw_files import RawFiles
 
 ML_100K = Path(__file__).parents[3] / "shared" / "data" / "ml-100k"

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from d3jax.errors import ConfigError
-from experiments.bench import accelerator, growth, peers, rank
+from experiments.bench import accelerator, growth, peers
 from experiments.bench.accelerator import AcceleratorBench
 from experiments.bench.growth import Growth
 from experiments.bench.outputs import check_outputs
 from experiments.bench.peers import PeersBench
-from experiments.bench.rank import RankBench
 
 
 def test_a_file_in_a_directory_is_fine(tmp_path: Path) -> None:
@@ -24,7 +23,6 @@ def test_a_directory_is_not(tmp_path: Path) -> None:
     for run in (
         lambda: peers.main(PeersBench(("tiny",), out=tmp_path)),
         lambda: peers.main(PeersBench(("tiny",), picture=tmp_path)),
-        lambda: rank.main(RankBench(("tiny",), out=tmp_path)),
         lambda: growth.main(Growth(out=tmp_path)),
         lambda: accelerator.main(AcceleratorBench(workload="tiny", out=tmp_path)),
     ):

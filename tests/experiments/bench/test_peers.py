@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from experiments.bench import peers, rank, turns
+from experiments.bench import peers, turns
 from experiments.bench.children import ChildError, Chosen, Request, TorchSettings
 from experiments.bench.limits import Limits
 from experiments.bench.peers import PeersBench, ready
-from experiments.bench.rank import RankBench
 from experiments.bench.variants import TUNED, variants
 
 BEST = Chosen(train=TorchSettings(2, True))
@@ -48,8 +47,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Children:
     made = Children()
     for module in (peers, turns):
         monkeypatch.setattr(module, "ask", lambda request: made.ask(request))
-    for module in (peers, rank):
-        monkeypatch.setattr(module, "measure_limits", lambda: Limits(1e12, 1e10, "numpy"))
+    monkeypatch.setattr(peers, "measure_limits", lambda: Limits(1e12, 1e10, "numpy"))
     return made
 
 
@@ -118,18 +116,14 @@ def test_only_some_variants(children: Children) -> None:
     ]
 
 
-def test_rank(children: Children, tmp_path: Path) -> None:
-    rank.main(RankBench(("tiny",), (0, 8), rounds=2, out=tmp_path / "rank.json"))
-    results = json.loads((tmp_path / "rank.json").read_text())["results"]
-    assert [line["variant"] for line in results["tiny"]] == ["rank 0", "rank 8"]
-    ranks = [asked.variant.config.d3.rank for asked in children.asked]
-    assert ranks == [0, 8, 0, 8]
-
-
 def test_a_failure_is_told(children: Children, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = children.ask
+
     def fail(request: Request) -> dict[str, Any]:
-        raise ChildError("Out of memory")
+        if request.action == "time":
+            raise ChildError("Out of memory")
+        return answer(request)
 
     children.ask = fail  # type: ignore[method-assign]
-    rank.main(RankBench(("tiny",), (4,), rounds=2))
-    assert "not run: rank 4: Out of memory" in capsys.readouterr().out
+    peers.main(PeersBench(("tiny",), ("mmoe",), only=("d3jax",), rounds=2))
+    assert "not run: d3jax (mmoe at tiny, batch 2,048): Out of memory" in capsys.readouterr().out

@@ -23,6 +23,7 @@ from d3jax.presets import read_preset
 from d3jax.training.loss import BalanceOptions
 from experiments.compare.tables import MLP, Method, Table
 from experiments.search import search as searching
+from experiments.search.preset_file import settings_of
 from experiments.search.search import Search, finalists, search, search_table, train_on_validation
 from experiments.search.spaces import SPACES, check_space, paper, wide
 from tests.flags import said
@@ -64,6 +65,7 @@ def test_the_best_is_written_with_its_spread_and_train_reads_it(
     preset = search(prepared, plan(tmp_path), QUIET)
     assert preset == json.loads((tmp_path / "best.json").read_text())
     best = read_preset(tmp_path / "best.json")
+    assert preset["config"] == settings_of(best)
     tried = [config.optimizer.learning_rate for config, _ in quick[:12]]
     nearest = min(tried, key=lambda rate: abs(np.log10(rate) + 3))
     assert best.optimizer.learning_rate == nearest == preset["found"]["learning_rate"]

@@ -16,9 +16,8 @@ import ibis
 from ibis.expr.types import BooleanValue, StringValue
 
 from d3jax.errors import ConfigError, DataError
-from data_pipelines.prepare import Progress
-from data_pipelines.source import FieldSource, PrepareConfig, Source
-from data_pipelines.sources.ali_ccp_files import (
+from data_pipelines.source import FieldSource, Progress, Source
+from data_pipelines.sources.ali_ccp.lines import (
     AGAIN,
     COLUMNS,
     FIELD_NAMES,
@@ -30,9 +29,6 @@ from data_pipelines.sources.ali_ccp_files import (
 )
 
 USER, ITEM, POSITION = "101", "205", "301"
-
-RECIPE = PrepareConfig(min_count=10)
-"""Values seen in fewer than ten training rows are unknown; a tenth of train is for validation."""
 
 DROPPED = "purchase without a click"
 

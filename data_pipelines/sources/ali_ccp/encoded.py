@@ -17,8 +17,8 @@ import ibis
 from d3jax.errors import DataError
 from data_pipelines.raw.engine import hand_over, read_csv, text_parser
 from data_pipelines.source import FieldSource, Source
-from data_pipelines.sources.ali_ccp import DROPPED, ITEM, POSITION, USER
-from data_pipelines.sources.ali_ccp_files import FIELD_NAMES
+from data_pipelines.sources.ali_ccp.lines import FIELD_NAMES
+from data_pipelines.sources.ali_ccp.published import DROPPED, ITEM, POSITION, USER
 
 SCENARIOS = ("1", "2", "3")
 """The encoded values of field 301; the scenario is one less."""
