@@ -121,7 +121,7 @@ def synthetic(config: SyntheticConfig | None = None) -> SyntheticData:
     bounds = np.round(np.cumsum([0.0, *SPLITS.values()]) * config.rows).astype(int)
     spans = {split: slice(*bounds[at : at + 2]) for at, split in enumerate(SPLITS)}
     effects = _effects(config)
-    codes = _draw_codes(rng, config, effects, test_start=bounds[-2])
+    codes = _draw_codes(rng, config, effects, test_start=int(bounds[-2]))
     best = expit(_true_logits(rng, config, effects, codes))
     label = (rng.random(config.rows) < best).astype(np.float32)
     encoded = {name: _encode(code, spans["train"]) for name, code in codes.items()}
