@@ -1,9 +1,29 @@
 """The front door: what `import d3jax` gives. A line here is all that a new name takes."""
 
 from d3jax import nnx as nnx
+from d3jax.backbones.adi import adi as adi
+from d3jax.backbones.m2m import m2m as m2m
+from d3jax.backbones.mmoe import mmoe as mmoe
+from d3jax.backbones.plain import plain as plain
+from d3jax.backbones.sar_net import sar_net as sar_net
+from d3jax.backbones.shared_bottom import shared_bottom as shared_bottom
+from d3jax.backbones.star import star as star
+from d3jax.balance import row_weights as row_weights
+from d3jax.base import Backbone as Backbone
+from d3jax.base import Declared as Declared
+from d3jax.base import Head as Head
+from d3jax.base import Inputs as Inputs
+from d3jax.base import LossAdapter as LossAdapter
+from d3jax.base import Mode as Mode
+from d3jax.base import Model as Model
+from d3jax.base import Output as Output
+from d3jax.base import Sizes as Sizes
 from d3jax.batch import Batch as Batch
 from d3jax.batch import Field as Field
 from d3jax.batch import Schema as Schema
+from d3jax.choice import AdapterChoice as AdapterChoice
+from d3jax.choice import BackboneChoice as BackboneChoice
+from d3jax.choice import HeadChoice as HeadChoice
 from d3jax.config import Config as Config
 from d3jax.data.format import Format as Format
 from d3jax.data.prepared import Prepared as Prepared
@@ -14,17 +34,34 @@ from d3jax.errors import D3jaxError as D3jaxError
 from d3jax.errors import DataError as DataError
 from d3jax.errors import OutputError as OutputError
 from d3jax.errors import Preempted as Preempted
+from d3jax.errors import ShapeError as ShapeError
 from d3jax.errors import TrainingError as TrainingError
 from d3jax.export import Exported as Exported
+from d3jax.heads import d3 as d3
+from d3jax.heads import d3_generator as d3_generator
+from d3jax.heads import dense_head as dense_head
+from d3jax.heads import towers as towers
+from d3jax.layer import d3_layer as d3_layer
+from d3jax.layers.dense import declare_dense as declare_dense
+from d3jax.layers.dense import declare_mlp as declare_mlp
+from d3jax.layers.dense import dense as dense
+from d3jax.layers.dense import mlp as mlp
+from d3jax.models import model as model
+from d3jax.parameters import declare_array as declare_array
 from d3jax.predictor import Embeddings as Embeddings
 from d3jax.predictor import Predictor as Predictor
+from d3jax.registry import Part as Part
+from d3jax.registry import register as register
 from d3jax.trained import InspectedRows as InspectedRows
 from d3jax.trained import RunEvaluation as RunEvaluation
 from d3jax.trained import TrainedRun as TrainedRun
 from d3jax.trained import load as load
 from d3jax.trained import train as train
+from d3jax.training.loss import d3_balance as d3_balance
 from d3jax.training.metrics import Evaluation as Evaluation
 from d3jax.training.metrics import Metrics as Metrics
+from d3jax.training.optimizer import optimizer as optimizer
+from d3jax.training.trainer import trainer as trainer
 from d3jax.unknown import Unknown as Unknown
 
 __version__: str

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
-from d3jax.config import ModelConfig
+from d3jax.config import EmbeddingInit, ModelConfig, TableLayout
 from d3jax.embedding import LARGE_TABLE, declare_embedding, pool
 from d3jax.layers.dense import dropout
 from d3jax.parameters import REPLICATED, SHARDED, Tree
@@ -40,3 +40,30 @@ def _is_sharded(schema: Schema, config: ModelConfig) -> bool:
     if config.table_layout == "auto":
         return schema.num_rows >= LARGE_TABLE
     return config.table_layout == "sharded"
+
+
+def model(
+    schema: Schema,
+    backbone: Backbone,
+    *,
+    embedding_dim: int = 16,
+    embedding_init: EmbeddingInit = "normal",
+    embedding_scale: float = 0.01,
+    embedding_dropout: float = 0.0,
+    table_layout: TableLayout = "auto",
+) -> Model:
+    """Return a model for rows of `schema`: one embedding table before a backbone with its head.
+
+        model(data.schema, mmoe(d3(width=32, rank=32), experts=4))
+
+    Settings are those of `ModelConfig`; embeddings start as N(0, .01), for Glorot over a large
+    table starts too close to zero. Raises `ConfigError` for a setting out of range.
+    """
+    config = ModelConfig(
+        embedding_dim=embedding_dim,
+        embedding_init=embedding_init,
+        embedding_scale=embedding_scale,
+        embedding_dropout=embedding_dropout,
+        table_layout=table_layout,
+    )
+    return assemble(schema, backbone, config)

@@ -32,7 +32,7 @@ from d3jax.training.metrics import Evaluation
 from experiments.compare.tables import Table
 from experiments.search.preset_file import is_found, settings_of
 from experiments.search.spaces import SPACES, check_space
-from experiments.search.study_file import IDENTITY, open_study_file
+from experiments.search.study_file import IDENTITY, opened_study
 
 START_TRIALS = 5
 """Trials at random, before any is drawn by what the others gave or cut short."""
@@ -106,6 +106,7 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     """
     if plan.out.is_dir():
         raise ConfigError(f"{plan.out} is a folder; name the preset file to write by --out")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     prepared = open_prepared(data)
     check_rows(prepared)
     check_space(plan.space, plan.config)
@@ -114,12 +115,17 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     check_output(plan.out, ours=is_found)
     if plan.out == plan.storage:
         raise ConfigError(f"out is {str(plan.out)!r}; name a .json file, for a .db goes beside it")
-    with _damage_named(plan.storage):
-        return _search(data, plan, prepared, console)
+    with (
+        _damage_named(plan.storage),
+        opened_study(plan.storage, _identity(plan, prepared), plan.lower_is_better) as study,
+    ):
+        return _search(data, plan, prepared, study, console)
 
 
-def _search(data: Path, plan: Search, prepared: Prepared, console: Console) -> dict[str, Any]:
-    study = open_study(plan, prepared)
+def _search(
+    data: Path, plan: Search, prepared: Prepared, study: optuna.Study, console: Console
+) -> dict[str, Any]:
+    _go_on(study, plan, prepared)
     if (finished := _finished(plan)) is not None:
         console.print(f"{plan.out} has been found already")
         return finished
@@ -171,19 +177,22 @@ def search_table(data: Path, table: Table, plan: Search, console: Console) -> No
             console.print(f"{method.name} is left out: {reason}", soft_wrap=True)
 
 
-def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
-    """The study in the SQLite file, made when it isn't there; trials that were cut short are
-    failed, so that they count for nothing."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    identity = {
+def _identity(plan: Search, prepared: Prepared) -> dict[str, Any]:
+    """Return the settings and the data that a study's file is about."""
+    return {
         "space": plan.space,
         "config": plan.config.to_json(),
         "schema": json.loads(json.dumps(prepared.schema.to_json())),
         "data": prepared.provenance,
     }
-    study = open_study_file(plan.storage, identity, plan.lower_is_better)
+
+
+def _go_on(study: optuna.Study, plan: Search, prepared: Prepared) -> None:
+    """Makes a study ready for its next trial; trials that were cut short are failed, so that they
+    count for nothing. Raises `ConfigError` when it is of other settings or data."""
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=START_TRIALS, n_warmup_steps=1)
-    if changed := differences(completed(study.user_attrs[IDENTITY]), completed(identity)):
+    identity = completed(_identity(plan, prepared))
+    if changed := differences(completed(study.user_attrs[IDENTITY]), identity):
         raise ConfigError(
             f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
             "choose another --out, or delete it"
@@ -196,7 +205,6 @@ def open_study(plan: Search, prepared: Prepared) -> optuna.Study:
     # A search that goes on must not draw what it drew at its start.
     seed = plan.config.train.seed + len(study.trials)
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=START_TRIALS)
-    return study
 
 
 def train_on_validation(

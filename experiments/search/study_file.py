@@ -42,20 +42,26 @@ def check_study_file(path: Path) -> None:
         )
 
 
-def open_study_file(path: Path, identity: dict[str, Any], minimize: bool) -> optuna.Study:
-    """The study in a file; one that isn't there is made, whole, with its `identity`."""
+@contextmanager
+def opened_study(path: Path, identity: dict[str, Any], minimize: bool) -> Iterator[optuna.Study]:
+    """Yields the study in a file, whose connections close at the end.
+
+    A study that isn't there is made, whole, with its `identity`.
+    """
     check_study_file(path)
     with writing(path):
         if not path.exists():
-            with replacing(path) as draft, _closing_storage(draft) as storage:
+            with replacing(path) as draft, opened_storage(draft) as storage:
                 direction: Literal["minimize", "maximize"] = "minimize" if minimize else "maximize"
                 study = optuna.create_study(storage=storage, study_name=NAME, direction=direction)
                 study.set_user_attr(IDENTITY, identity)
-        return optuna.load_study(storage=_storage(path), study_name=NAME)
+    with opened_storage(path) as storage:
+        yield optuna.load_study(storage=storage, study_name=NAME)
 
 
 @contextmanager
-def _closing_storage(path: Path) -> Iterator[optuna.storages.RDBStorage]:
+def opened_storage(path: Path) -> Iterator[optuna.storages.RDBStorage]:
+    """Yields Optuna's storage in a file, whose connections close at the end."""
     storage = _storage(path)
     try:
         yield storage

@@ -55,7 +55,9 @@ def field_effects(data: SyntheticData, scenario: int) -> dict[str, np.ndarray]:
     names = field_names(data)[1:]
     design = one_hot(data, rows.ids[here], names).toarray()
     target = logit(best[here])
-    weights = np.linalg.pinv(design.T @ design) @ (design.T @ target)
+    # Each field's columns sum to 1, so that some directions are free; rounding must not count.
+    inverse = np.linalg.pinv(design.T @ design, rcond=1e-10, hermitian=True)
+    weights = inverse @ (design.T @ target)
     np.testing.assert_allclose(design @ weights, target, atol=1e-6)
     ends = np.cumsum([field.size for field in data.schema.fields[1:]])[:-1]
     parts = [part[1:] for part in np.split(weights, ends)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.search import search as searching
 from experiments.search.preset_file import settings_of
 from experiments.search.search import Search, finalists, search, search_table, train_on_validation
 from experiments.search.spaces import SPACES, check_space, paper, wide
+from experiments.search.study_file import opened_storage
 from tests.flags import said
 
 QUIET = Console(quiet=True)
@@ -167,16 +169,35 @@ def test_a_trial_that_was_cut_short_counts_for_nothing(
     monkeypatch.setattr(searching, "train_on_validation", stops)
     with pytest.raises(Preempted, match="give the same command to go on with the search"):
         search(prepared, plan(tmp_path), QUIET)
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'best.db'}")
-    killed = study.ask()
+    with opened_storage(tmp_path / "best.db") as storage:
+        killed = optuna.load_study(study_name="search", storage=storage).ask()
     monkeypatch.setattr(searching, "train_on_validation", bowl)
     search(prepared, plan(tmp_path, trials=3), QUIET)
-    states = [trial.state.name for trial in study.get_trials()]
+    with opened_storage(tmp_path / "best.db") as storage:
+        trials = optuna.load_study(study_name="search", storage=storage).get_trials()
+    states = [trial.state.name for trial in trials]
     assert states[:2] == ["FAIL", "FAIL"]
     assert killed.number == 1
     assert len(states) == 5
     # The settings to start from were cut short, and are tried again.
-    assert study.trials[2].params["learning_rate"] == CONFIG.optimizer.learning_rate
+    assert trials[2].params["learning_rate"] == CONFIG.optimizer.learning_rate
+
+
+def test_a_search_closes_its_file(
+    prepared: Path, tmp_path: Path, quick: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, connections = sqlite3.connect, []
+
+    def kept(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
+        connections.append(connect(*arguments, **keywords))
+        return connections[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", kept)
+    search(prepared, plan(tmp_path, trials=1), QUIET)
+    assert connections
+    for connection in connections:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+            connection.execute("SELECT 1")
 
 
 def test_a_search_stopped_at_the_finalists_goes_on_there(
@@ -240,10 +261,11 @@ def test_a_file_of_before_a_setting_is_gone_on_with(
     prepared: Path, tmp_path: Path, quick: Trained
 ) -> None:
     search(prepared, plan(tmp_path, trials=2), QUIET)
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'best.db'}")
-    identity = study.user_attrs["identity"]
-    del identity["config"]["train"]["deterministic"]
-    study.set_user_attr("identity", identity)
+    with opened_storage(tmp_path / "best.db") as storage:
+        study = optuna.load_study(study_name="search", storage=storage)
+        identity = study.user_attrs["identity"]
+        del identity["config"]["train"]["deterministic"]
+        study.set_user_attr("identity", identity)
     preset = search(prepared, plan(tmp_path, trials=3), QUIET)
     assert sum(preset["trials"].values()) == 3
 
