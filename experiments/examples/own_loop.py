@@ -56,12 +56,12 @@ def step(params: Any, state: Any, ids: Array, label: Array, weigh: bool) -> tupl
     return optax.apply_updates(params, updates), state, value
 
 
-def draw(generator: np.random.Generator, rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def draw(generator: np.random.Generator, rows: int = 256) -> tuple[Array, Array]:
     """Return made-up rows: field 0 says whether field 1 or field 2 decides about the click."""
     ids = generator.integers(0, VALUES, (rows, FIELDS))
     decides = np.where(ids[:, 0] % 2, ids[:, 1], ids[:, 2])
     chance = np.where(decides % 2, 0.9, 0.1)
-    return ids, (generator.random(rows) < chance).astype(np.float32)
+    return jnp.asarray(ids), jnp.asarray(generator.random(rows) < chance, jnp.float32)
 
 
 def main(steps: int = 600) -> float:
