@@ -46,7 +46,7 @@ def test_no_file_imports_in_a_circle():
 
 
 def test_the_top_level_holds_what_it_should():
-    expected = {*FLOORS, "tests", "pyproject.toml", "README.md"}
+    expected = {*FLOORS, "tests", "pyproject.toml", "README.md", "LICENSE"}
     made_by_tools = {path.name for path in ROOT.glob("*.egg-info")} | {"build", "runs", "prepared"}
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert found - made_by_tools == expected
