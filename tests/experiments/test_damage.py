@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
 from d3jax.cli import main
+from d3jax.console.terminal import Console
 from d3jax.evaluate import load_best, trainer_for
 from d3jax.run import open_run
 from d3jax.running import best_state, newest_state

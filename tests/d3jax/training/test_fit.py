@@ -187,7 +187,7 @@ def test_checkpoints_come_every_so_many_steps_beside_those_of_evaluations(start,
 def test_losses_are_logged_as_means_of_their_windows(start, trainer, schema):
     log, end, _ = start(CONFIG)
     state, losses = trainer.init(), []
-    for batch in place_ahead(trainer.mesh, data_of(schema).training(0, 12)):
+    for batch in place_ahead(trainer, zip(data_of(schema).training(0, 12))):
         state, info = trainer.train_step(state, batch)
         losses.append(float(info.loss))
     windows = [losses[:5], losses[5:10], losses[10:]]
