@@ -231,4 +231,6 @@ def _own(backbone: str) -> Method:
 
 
 def _d3(backbone: str, parts: str, base: str | None) -> Method:
-    return Method(f"{TITLES.get(backbone, backbone)} + {parts.upper()}", backbone, "d3", parts, base=base)
+    return Method(
+        f"{TITLES.get(backbone, backbone)} + {parts.upper()}", backbone, "d3", parts, base=base
+    )

@@ -167,21 +167,6 @@ def test_absent_scenario_has_exactly_zero_gradient(draw: Draw) -> None:
     np.testing.assert_array_equal(table[2], np.zeros(D))
 
 
-def test_padding_and_neighbours_change_nothing(draw: Draw) -> None:
-    backbone, params, inputs, _, _ = make(draw)
-    together, _ = run(backbone, params, inputs)
-    alone, _ = run(backbone, params, jax.tree.map(lambda leaf: leaf[4:5], inputs))
-    np.testing.assert_allclose(alone.logits[0], together.logits[4], rtol=1e-5)
-    padded = inputs._replace(mask=jnp.arange(B) < 6)
-    other = padded._replace(x=jnp.where(padded.mask[:, None, None], inputs.x, 9.0))
-    gradient = gradient_of(backbone)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        gradient(params, padded),
-        gradient(params, other),
-    )
-
-
 def test_eight_devices_equal_one(draw: Draw) -> None:
     backbone, params, inputs, _, _ = make(draw)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
