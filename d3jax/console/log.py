@@ -23,9 +23,11 @@ class Log(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Log what the objects say; as a warning where they would stand in a warning's colour."""
+        text = " ".join(map(str, objects))
         loud = any(getattr(one, "style", "") in _LOUD for one in objects)
-        level = logging.WARNING if loud else logging.INFO
-        logging.getLogger(LOGGER).log(level, "%s", " ".join(map(str, objects)))
+        if text:  # A bar ends with an empty line.
+            level = logging.WARNING if loud else logging.INFO
+            logging.getLogger(LOGGER).log(level, "%s", text)
 
 
 def voice() -> Console:

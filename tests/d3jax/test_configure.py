@@ -12,7 +12,7 @@ import pytest
 from d3jax.config import Config
 from d3jax.configure import configure
 from d3jax.errors import ConfigError
-from d3jax.presets import BEST, TEXT
+from d3jax.presets import PRESETS
 
 
 def test_names_reach_their_sections() -> None:
@@ -22,10 +22,10 @@ def test_names_reach_their_sections() -> None:
         model=replace(TEXT.model, bottom_layers=(8, 4)),
         d3=replace(TEXT.d3, field_hidden=3),
         optimizer=replace(TEXT.optimizer, learning_rate=0.01),
-        train=replace(TEXT.train, epochs=3),
+        train=replace(PRESETS["text"].train, epochs=3),
     )
     assert ours == theirs
-    assert configure() == BEST
+    assert configure() == PRESETS["best"]
 
 
 def test_a_section_tells_settings_of_one_name_apart() -> None:
@@ -42,7 +42,7 @@ def test_settings_that_need_each_other_are_set_together() -> None:
 
 
 def test_a_configuration_or_its_file_stands_in_for_a_preset(tmp_path: Path) -> None:
-    config = replace(Config(), train=replace(TEXT.train, epochs=7))
+    config = replace(Config(), train=replace(PRESETS["text"].train, epochs=7))
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"config": config.to_json()}))
     for given in (config, path, str(path)):

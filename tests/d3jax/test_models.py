@@ -25,7 +25,7 @@ D3 = D3Options(field_hidden=2, width=5, gate_layers=(7, 3))
 BACKBONES: tuple[Any, ...] = ("plain", "shared_bottom")
 CASES: dict[str, Config] = {
     f"{backbone}, {name}": Config(
-        ModelConfig(backbone, head, D, bottom_layers=(6, 5), tower_layers=(4,)), d3
+        model=ModelConfig(backbone, head, D, bottom_layers=(6, 5), tower_layers=(4,)), d3=d3
     )
     for backbone, name, head, d3 in (
         ("plain", "d3", "d3", D3),

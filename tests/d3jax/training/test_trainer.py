@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from d3jax.errors import ConfigError
-from d3jax.models import build_model
+from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.loss import d3_balance
 from d3jax.training.optimizer import optimizer
