@@ -5,6 +5,7 @@ They read shapes and types alone, while a program is traced, and cost a compiled
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from d3jax.parameters import Tree, named_leaves
 
 def check_size(name: str, value: Any, least: int = 1) -> None:
     """Raise `ConfigError` unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {least}")
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +22,18 @@ from d3jax.balance import (
     complexity_weights,
     naive_complexity,
     normalized_complexity,
+    row_weights,
     scheduled_weights,
     specificity_weights,
     unit_mean_weights,
     weighted_loss,
 )
+<<<<<<< HEAD
+=======
+from d3jax.checks import one_of
+from d3jax.config import BalanceConfig, EntropyForm
+from d3jax.errors import ConfigError, ShapeError
+>>>>>>> h1
 from tests.d3jax import reference
 
 FORMS = ("rows", "mean_row")
@@ -248,6 +259,114 @@ def test_unit_mean_weights_keep_proportions() -> None:
     weights, mask = jnp.array([1.0, 2.0, 6.0, 100.0]), jnp.array([True, True, True, False])
     np.testing.assert_allclose(unit_mean_weights(weights, mask)[:3], [1 / 3, 2 / 3, 2.0])
     assert np.isfinite(unit_mean_weights(weights, jnp.zeros(4, bool))).all()
+
+
+def test_row_weights_by_the_reference() -> None:
+    generator = np.random.default_rng(3)
+    logits, share = np.float32(generator.normal(size=(7, 4, 4))), np.float32(generator.random(7))
+    gate, mask = np.stack([share, 1 - share], 1), np.arange(7) < 5
+    complexities = reference.entropy_minus_log_n(np.float64(logits))
+    by_complexity = 0.2 + 0.7 * reference.normalised_complexity(complexities, mask, 0.05, 0.9)
+    by_gate = 0.1 + 3.0 * np.float64(share)
+    settings = {"complexity_shift": 0.2, "complexity_scale": 0.7, "lower": 0.05, "upper": 0.9}
+    settings |= {"specificity_shift": 0.1, "specificity_scale": 3.0}
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    close(row_weights(logits, gate, mask, **settings)[mask], (by_complexity * by_gate)[mask])
+    close(row_weights(logits, None, mask, **settings)[mask], by_complexity[mask])
+    close(row_weights(None, gate, mask, **settings)[mask], by_gate[mask])
+    every = 0.5 + reference.normalised_complexity(complexities, np.ones(7, bool))
+    close(row_weights(logits, gate), every * (0.5 + np.float64(share)))
+    close(row_weights(None, gate, normalize=True).mean(), 1.0)
+    turned = 0.5 + reference.normalised_complexity(-complexities, np.ones(7, bool))
+    close(row_weights(logits, None, literal_sign=True), turned)
+    mean_row = reference.entropy_of_mean(np.float64(logits))
+    expected = 0.5 + reference.normalised_complexity(mean_row, np.ones(7, bool))
+    close(row_weights(logits, None, entropy="mean_row"), expected)
+
+
+def test_row_weights_in_float64_are_exact() -> None:
+    logits = np.random.default_rng(3).normal(size=(7, 4, 4))
+    complexities = reference.entropy_minus_log_n(logits)
+    expected = 0.5 + reference.normalised_complexity(complexities, np.ones(7, bool))
+    with jax.enable_x64(True):
+        weights = row_weights(logits, None)
+    assert weights.dtype == np.float64
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
+def test_row_weights_pass_no_gradient() -> None:
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(7, 4, 4)), jnp.float32)
+    np.testing.assert_array_equal(jax.grad(lambda a: row_weights(a, None).sum())(logits), 0.0)
+
+
+def test_the_defaults_of_row_weights_are_those_of_the_settings() -> None:
+    given = inspect.signature(row_weights).parameters
+    for setting in dataclasses.fields(BalanceConfig):
+        if setting.name != "start_ratio":
+            assert given[setting.name].default == setting.default, setting.name
+
+
+A, G = (6, 3, 3), (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("attention", "gate", "mask", "message"),
+    [
+        (None, None, None, "attention and gate are both None; row_weights needs one of them"),
+        (A, (5, 2), None, "attention has 6 rows and gate has 5; give as many of each"),
+        (A, G, (7,), "attention has 6 rows and mask has 7; give as many of each"),
+        (None, G, (7,), "gate has 6 rows and mask has 7; give as many of each"),
+        ((6, 3, 4), G, None, r"attention has the shape \(6, 3, 4\), whose fields is 3; it must be"),
+        ((6, 3), G, None, r"attention has the shape \(6, 3\); it must be \[rows, fields=3, others"),
+        (
+            A,
+            (6, 3),
+            None,
+            r"gate has the shape \(6, 3\), whose sides is 3; it must be \[rows, s",
+        ),
+        (A, G, (6, 1), r"mask has the shape \(6, 1\); it must be \[rows\]"),
+        ((0, 3, 3), None, None, r"attention has no rows: its shape is \(0, 3, 3\); give at least"),
+    ],
+)
+def test_row_weights_of_what_does_not_fit(
+    attention: tuple[int, ...] | None,
+    gate: tuple[int, ...] | None,
+    mask: tuple[int, ...] | None,
+    message: str,
+) -> None:
+    arrays = [None if shape is None else jnp.zeros(shape) for shape in (attention, gate)]
+    with pytest.raises(ShapeError, match=message):
+        row_weights(*arrays, None if mask is None else jnp.ones(mask, bool))
+
+
+def test_row_weights_of_other_types() -> None:
+    with pytest.raises(ShapeError, match="attention is int32; it must be floating-point"):
+        row_weights(jnp.zeros(A, int), None)
+    with pytest.raises(ShapeError, match="mask is float32; it must be boolean, True for real rows"):
+        row_weights(jnp.zeros(A), None, jnp.ones(6))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lower": 0.5, "upper": 0.2}, "lower is 0.5; it must be between 0 and 0.2"),
+        ({"minimum_std": -1.0}, "minimum_std is -1.0; it must be between 0 and inf"),
+        ({"complexity_shift": -0.1}, "complexity_shift is -0.1; it must be between 0 and 100"),
+        ({"specificity_scale": math.nan}, "specificity_scale is nan; it must be between 0 and"),
+        (
+            {"complexity_shift": 0.0, "complexity_scale": 0.0},
+            "complexity_shift and complexity_scale are both 0, which weighs every row with 0; set",
+        ),
+    ],
+)
+def test_row_weights_by_settings_that_can_not_be(settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        row_weights(jnp.zeros(A), None, **settings)
+
+
+def test_an_unknown_choice_names_those_known() -> None:
+    with pytest.raises(ConfigError, match="entropy is 'row'; it must be one of rows, naive"):
+        one_of("entropy", "row", ("rows", "naive"))
 
 
 Function = Callable[..., jax.Array]

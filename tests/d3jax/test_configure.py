@@ -17,11 +17,10 @@ from d3jax.presets import PRESETS
 
 def test_names_reach_their_sections() -> None:
     ours = configure("text", epochs=3, learning_rate=0.01, bottom_layers=[8, 4], field_hidden=3)
-    theirs = replace(
-        TEXT,
-        model=replace(TEXT.model, bottom_layers=(8, 4)),
-        d3=replace(TEXT.d3, field_hidden=3),
-        optimizer=replace(TEXT.optimizer, learning_rate=0.01),
+    theirs = PRESETS["text"].changed(
+        model=replace(PRESETS["text"].model, bottom_layers=(8, 4)),
+        d3=replace(PRESETS["text"].d3, field_hidden=3),
+        optimizer=replace(PRESETS["text"].optimizer, learning_rate=0.01),
         train=replace(PRESETS["text"].train, epochs=3),
     )
     assert ours == theirs
@@ -58,7 +57,10 @@ def test_a_configuration_or_its_file_stands_in_for_a_preset(tmp_path: Path) -> N
             {"preset": "bets"},
             r"^there is no preset 'bets' \(did you mean best\?\); there are best,",
         ),
-        ({"preset": "text", "config": TEXT}, "^preset and config both give all settings; give one"),
+        (
+            {"preset": "text", "config": PRESETS["text"]},
+            "^preset and config both give all settings; give one",
+        ),
         (
             {"epoch": 3},
             r"^there is no setting 'epoch' \(did you mean epochs\?\); d3jax train --hel",
@@ -68,8 +70,8 @@ def test_a_configuration_or_its_file_stands_in_for_a_preset(tmp_path: Path) -> N
             r"^there is no setting 'mmoe.expert' \(did you mean experts\?\); d3jax train --h",
         ),
         (
-            {"experts": 3},
-            r"^'experts' is a setting of mmoe, m2m, m3oe; say of which, such as mmoe=\{'experts'",
+            {"backbone": "adi", "layers": (3,), "mmoe": {"experts": 3}},
+            r"^'layers' is a setting of adi, mmoe; say of which, such as adi=\{'layers'",
         ),
         ({"epochs": 3, "train": {"epochs": 3}}, r"^train\.epochs is given twice; give it once$"),
         ({"epochs": 0}, r"^epochs is 0; it must be between 1 and"),

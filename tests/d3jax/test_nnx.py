@@ -7,11 +7,19 @@ import optax
 import pytest
 from flax import nnx
 
+from d3jax.balance import row_weights
 from d3jax.base import EVALUATION, Inputs, Sizes
 from d3jax.batch import Field, Schema
+<<<<<<< HEAD
 from d3jax.config import Config, ModelConfig
 from d3jax.errors import ShapeError
 from d3jax.heads import D3Options, d3, d3_generator
+=======
+from d3jax.config import Config, D3Config, ModelConfig
+from d3jax.errors import ConfigError, ShapeError
+from d3jax.heads import d3, d3_generator
+from d3jax.models import build_model
+>>>>>>> h1
 from d3jax.nnx import D3Head, D3Layer
 from d3jax.parameters import initialize, named_leaves
 from d3jax.parts import build_model
@@ -122,3 +130,40 @@ def test_arrays_of_another_shape_are_refused():
     np.testing.assert_array_equal(
         named_leaves(head.arrays())["generator.layers.0.generator.kernel"], weights
     )
+
+
+@pytest.mark.trains
+def test_flax_trains_a_layer_by_its_own_means(rows):
+    hidden, x = rows
+    target = jnp.sin(hidden[:, :OUTPUTS])
+    layer = D3Layer(**SIZES, outputs=OUTPUTS, rank=2, rngs=nnx.Rngs(0), **GENERATOR)
+    optimizer = nnx.Optimizer(layer, optax.sgd(0.3), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(layer, optimizer):
+        def loss(layer):
+            outputs, info = layer.with_info(hidden, x)
+            return (row_weights(*info)[:, None] * (outputs - target) ** 2).mean()
+
+        value, gradient = nnx.value_and_grad(loss)(layer)
+        optimizer.update(layer, gradient)
+        return value
+
+    before = jax.tree.map(jnp.copy, layer.arrays())
+    losses = [float(step(layer, optimizer)) for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+    for old, new in zip(*map(jax.tree.leaves, (before, layer.arrays())), strict=True):
+        assert jnp.abs(old - new).max() > 0
+
+
+def test_misuse_names_the_argument(rows):
+    hidden, x = rows
+    layer = D3Layer(**SIZES, outputs=OUTPUTS, rngs=nnx.Rngs(0), **GENERATOR)
+    head = D3Head(**SIZES, width=OUTPUTS, rngs=nnx.Rngs(0), **GENERATOR)
+    for module in (layer, head):
+        with pytest.raises(ShapeError, match=r"x has the shape \(6, 4, 4\), whose fields is 4"):
+            module(hidden, x[:, 1:])
+    with pytest.raises(ConfigError, match="dim is 0; it must be an integer of at least 1"):
+        D3Head(**{**SIZES, "dim": 0}, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="form is a setting of a whole"):
+        D3Layer(**SIZES, outputs=OUTPUTS, form="official", rngs=nnx.Rngs(0))
