@@ -6,15 +6,10 @@ Equations 15-19 of Jia et al. (AAAI 2024).
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Hashable
 from functools import reduce
-<<<<<<< HEAD
-from typing import Literal, get_args
-=======
 from operator import mul
-from typing import get_args
->>>>>>> h1
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -89,11 +84,7 @@ def row_weights(
         )
     if gate is not None:
         factors.append(specificity_weights(gate, shift=specificity_shift, scale=specificity_scale))
-<<<<<<< HEAD
-    weights = reduce(operator.mul, widened(*factors))
-=======
     weights = reduce(mul, widened(*factors))
->>>>>>> h1
     if normalize:
         weights = unit_mean_weights(weights, mask, axis_name=axis_name)
     return lax.stop_gradient(weights)

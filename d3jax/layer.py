@@ -105,12 +105,8 @@ def d3_layer(
         check_inputs(hidden, x, fields, dim, inputs)
         check_arrays(declared, params)
         made = generate_d3(config, params, x)
-<<<<<<< HEAD
         logits = made.attention
         assert logits is not None, "D3 attends"
-=======
-        assert made.attention is not None
->>>>>>> h1
         values = made.layer(0, hidden).astype(common_type(params, hidden, x))
         return values, D3Info(logits, made.gate)
 
@@ -138,11 +134,7 @@ def d3_settings(
                 f"there is no setting {name!r}{did_you_mean(name, known)}; "
                 f"there are rank, {', '.join(sorted(known))}"
             )
-<<<<<<< HEAD
-    return D3Options(**{RANK: rank, "field_hidden": field_hidden, **settings})
-=======
-    return D3Config(**{RANK: int(rank), "field_hidden": int(field_hidden), **settings})
->>>>>>> h1
+    return D3Options(**{RANK: int(rank), "field_hidden": int(field_hidden), **settings})
 
 
 def check_inputs(hidden: Array, x: Array, fields: int, dim: int, inputs: int) -> None:

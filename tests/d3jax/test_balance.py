@@ -28,12 +28,9 @@ from d3jax.balance import (
     unit_mean_weights,
     weighted_loss,
 )
-<<<<<<< HEAD
-=======
 from d3jax.checks import one_of
-from d3jax.config import BalanceConfig, EntropyForm
 from d3jax.errors import ConfigError, ShapeError
->>>>>>> h1
+from d3jax.training.loss import BalanceOptions
 from tests.d3jax import reference
 
 FORMS = ("rows", "mean_row")
@@ -301,7 +298,7 @@ def test_row_weights_pass_no_gradient() -> None:
 
 def test_the_defaults_of_row_weights_are_those_of_the_settings() -> None:
     given = inspect.signature(row_weights).parameters
-    for setting in dataclasses.fields(BalanceConfig):
+    for setting in dataclasses.fields(BalanceOptions):
         if setting.name != "start_ratio":
             assert given[setting.name].default == setting.default, setting.name
 

@@ -10,16 +10,9 @@ from flax import nnx
 from d3jax.balance import row_weights
 from d3jax.base import EVALUATION, Inputs, Sizes
 from d3jax.batch import Field, Schema
-<<<<<<< HEAD
 from d3jax.config import Config, ModelConfig
-from d3jax.errors import ShapeError
-from d3jax.heads import D3Options, d3, d3_generator
-=======
-from d3jax.config import Config, D3Config, ModelConfig
 from d3jax.errors import ConfigError, ShapeError
-from d3jax.heads import d3, d3_generator
-from d3jax.models import build_model
->>>>>>> h1
+from d3jax.heads import D3Options, d3, d3_generator
 from d3jax.nnx import D3Head, D3Layer
 from d3jax.parameters import initialize, named_leaves
 from d3jax.parts import build_model
