@@ -76,4 +76,4 @@ def load_verb(name: str, point: EntryPoint) -> type[Verb]:
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, Verb)):
         raise ConfigError(f"{point.value}, which d3jax {name} is to be, is no d3jax.verb.Verb")
-    return kind
+    return kind.flagged()

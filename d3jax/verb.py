@@ -18,6 +18,11 @@ class Verb:
     """
 
     @classmethod
+    def flagged(cls) -> type[Verb]:
+        """Return the verb whose fields are the flags; a subclass, where others add to them."""
+        return cls
+
+    @classmethod
     def default(cls, arguments: Sequence[str]) -> Any:
         """Return the verb whose settings the flags change, or tyro's sign that there is none."""
         import tyro

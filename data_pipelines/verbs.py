@@ -17,8 +17,15 @@ from data_pipelines.sources import find_sources, load_source
 
 
 @dataclass(frozen=True)
-class _Prepare(Verb):
+class Prepare(Verb):
+    """Turn raw files into a prepared directory."""
+
     source: DataSet
+
+    @classmethod
+    def flagged(cls) -> type[Verb]:
+        """Return the verb with the flags of the data sets that there are by now."""
+        return _with_sources(*((each, _loaded(each)) for each in find_sources()))
 
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Any:
@@ -35,22 +42,15 @@ class _Prepare(Verb):
         show_summary(prepare_data_set(self.source, console), console)
 
 
-def __getattr__(name: str) -> type[Verb]:
-    """Return the verb `Prepare` for the data sets that there are by now."""
-    if name != "Prepare":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _prepare_verb(*((each, _loaded(each)) for each in find_sources()))
-
-
-def _prepare_verb(*sources: tuple[str, type[DataSet]]) -> type[Verb]:
+def _with_sources(*sources: tuple[str, type[DataSet]]) -> type[Verb]:
     """Return a `Verb` whose `source` is one of the data sets, by name."""
     choices = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in sources)
     notes = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
     return make_dataclass(
         "Prepare",
         [("source", Annotated[Union[choices], *notes])],  # noqa: UP007 - a union of a tuple
-        bases=(_Prepare,),
-        namespace={"__doc__": "Turn raw files into a prepared directory."},
+        bases=(Prepare,),
+        namespace={"__doc__": Prepare.__doc__},
         frozen=True,
     )
 

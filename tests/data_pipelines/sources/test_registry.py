@@ -164,7 +164,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 def test_help_needs_no_engine() -> None:
     """The flags of all data sets are known before an engine, NumPy or JAX is imported."""
     program = (
-        "import sys, data_pipelines.verbs as verbs; verbs.Prepare; "
+        "import sys, data_pipelines.verbs as verbs; verbs.Prepare.flagged(); "
         "print([name for name in ('ibis', 'duckdb', 'pyarrow', 'numpy', 'jax') "
         "if name in sys.modules])"
     )
