@@ -264,7 +264,7 @@ class Config:
         sections = from_json(dict[str, Any], value, name or "the whole", error)
         kinds = {section: _section_class(section) for section in sections}
         for section in sorted(section for section, kind in kinds.items() if kind is None):
-            known = [*_SHARED, *section_names()]
+            known = [*_SHARED, *(each for each in section_names() if section_class(each))]
             raise error(
                 f"{prefix}{section} is unknown to this d3jax{did_you_mean(section, known)}; it "
                 f"knows {', '.join(sorted(known))}"
@@ -291,7 +291,7 @@ def _section_class(name: str) -> type[Any] | None:
 def _check_section(name: str, options: Any) -> None:
     kind = section_class(name)
     if kind is None:
-        known = section_names()
+        known = [each for each in section_names() if section_class(each)]
         raise ConfigError(
             f"no part has settings called {name!r}{did_you_mean(name, known)}; those that are "
             f"known are {', '.join(known)}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from d3jax.errors import CheckpointError, ConfigError, DataError
 from d3jax.owned import building, check_free, replacing
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.checkpoint.storage import check_storable
-from d3jax.typed import LARGEST, from_json, parse_json
+from d3jax.typed import LARGEST, from_json, parse_json, to_json
 
-RUN_VERSION = 3
+RUN_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: b
 def save_settings(run: Run) -> None:
     """Writes config.json."""
     begun = Begun(RUN_VERSION, str(run.data), run.fingerprint, run.training_rows, run.config)
-    run.write_json("config.json", asdict(begun))
+    run.write_json("config.json", to_json(begun))
 
 
 def check_run_free(directory: Path, overwrite: bool) -> None:
@@ -180,8 +180,9 @@ def open_run(directory: Path) -> Run:
         version = content.get("run_version") if isinstance(content, dict) else None
         if type(version) is int and version != RUN_VERSION:
             raise CheckpointError(
-                f"{path} has version {version}; this d3jax reads {RUN_VERSION}; prepare the data "
-                "and train again, or use the d3jax that wrote it"
+                f"{path} has version {version}; this d3jax reads {RUN_VERSION}; train again "
+                f"(d3jax train {content.get('data', 'PREPARED')} --out NEW), or use the d3jax that "
+                "wrote it"
             )
         begun = from_json(Begun, content)
     except OSError as error:

@@ -47,6 +47,19 @@ def from_json(kind: Any, value: Any, name: str = "", error: type[D3jaxError] = C
     return _read(kind, value, name, error)
 
 
+def to_json(value: Any) -> Any:
+    """Return what `from_json` reads: a dataclass as an object, or as its own `to_json` has it."""
+    if hasattr(value, "read_json"):
+        return value.to_json()
+    if is_dataclass(value):
+        return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_json(each) for each in value]
+    if isinstance(value, dict):
+        return {key: to_json(each) for key, each in value.items()}
+    return value
+
+
 def check_types(settings: Any, prefix: str = "") -> None:
     """Raises `ConfigError` naming the first field of a dataclass that its annotation rules out."""
     kinds: Any = type(settings)

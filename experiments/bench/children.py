@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from d3jax.config import Config
+from d3jax.typed import to_json
 from experiments.bench.variants import ALLOCATOR, SIDES, Variant
 
 Action = Literal["time", "reference", "check", "probe"]
@@ -40,7 +41,7 @@ class Chosen:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Chosen:
-        """The inverse of `asdict`."""
+        """Return the inverse of `to_json`."""
         return cls(**{name: TorchSettings(**settings) for name, settings in value.items()})
 
 
@@ -65,7 +66,7 @@ class Request:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Request:
-        """The inverse of `asdict`."""
+        """Return the inverse of `to_json`."""
         variant = value["variant"]
         variant = Variant(**variant | {"config": Config.from_json(variant["config"])})
         return cls(**{**value, "variant": variant, "chosen": Chosen.from_json(value["chosen"])})
@@ -83,7 +84,7 @@ def ask(request: Request) -> dict[str, Any]:
     variant = request.variant
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "request.json"), Path(folder, "answer.json")
-        source.write_text(json.dumps(asdict(request)))
+        source.write_text(json.dumps(to_json(request)))
         done = subprocess.run(
             [sys.executable, "-m", SIDES[variant.side], str(source), str(target)],
             env=os.environ | _environment(request),

@@ -372,7 +372,7 @@ def test_the_head_of_a_run_is_typed(
     assert f"{tmp_path / 'config.json'} is damaged {message}" in said
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_version": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_version": 4}'])
 def test_a_damaged_configuration_is_named(text: str, tmp_path: Path, capsys: Refused) -> None:
     (tmp_path / "config.json").write_text(text)
     assert f"{tmp_path / 'config.json'} is damaged (" in refusal(
