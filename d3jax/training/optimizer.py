@@ -14,7 +14,14 @@ from d3jax.checks import within
 from d3jax.config import OptimizerConfig
 from d3jax.embedding import LARGE_TABLE
 from d3jax.parameters import REPLICATED, Tree
-from d3jax.training.table.updates import Rate, TableUpdate, dense, lazy_adamw, row_wise_adagrad
+from d3jax.training.table.updates import (
+    Rate,
+    TableUpdate,
+    dense,
+    lazy_adamw,
+    row_wise_adagrad,
+    with_plain_keys,
+)
 
 
 class Optimizer(NamedTuple):
@@ -50,7 +57,8 @@ def optimizer(
     """
     within("clip_norm", clip_norm, 0, 1e30)
     within("average", average, 0, 0.9999999)
-    return Optimizer(network, dense(network) if table is None else table, clip_norm, average)
+    table = dense(network) if table is None else table
+    return Optimizer(with_plain_keys(network), table, clip_norm, average)
 
 
 def adamw(learning_rate: Rate, weight_decay: float) -> optax.GradientTransformation:

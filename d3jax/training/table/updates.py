@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -41,6 +42,7 @@ def dense(transform: optax.GradientTransformation) -> TableUpdate:
     Of a sharded table the transformation sees one device's rows, so it must treat each number, or
     each row, by itself; clip by `Optimizer.clip_norm` instead of a part of the transformation.
     """
+    transform = with_plain_keys(transform)
 
     def apply(table: Table, state: Tree, gradient: Table, step: Step) -> tuple[Table, Tree]:
         updates, state = transform.update(gradient, state, table)
@@ -48,6 +50,28 @@ def dense(transform: optax.GradientTransformation) -> TableUpdate:
         return moved, state
 
     return TableUpdate(transform.init, apply, row_wise=False)
+
+
+def with_plain_keys(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return the transformation with the PRNG keys of its state as plain numbers, which a
+    checkpoint can hold."""
+
+    def is_key(leaf: Any) -> bool:
+        return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+    def plain(state: Tree) -> Tree:
+        return jax.tree.map(lambda a: jax.random.key_data(a) if is_key(a) else a, state)
+
+    def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
+        state = jax.tree.map(
+            lambda shape, a: jax.random.wrap_key_data(a) if is_key(shape) else a,
+            jax.eval_shape(transform.init, params),
+            state,
+        )
+        updates, state = transform.update(updates, state, params)
+        return updates, plain(state)
+
+    return optax.GradientTransformation(lambda params: plain(transform.init(params)), update)
 
 
 class AdagradState(NamedTuple):

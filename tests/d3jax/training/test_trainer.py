@@ -48,7 +48,7 @@ OPTIMIZERS = {
     "every": lambda: optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
     "factored": lambda: optax.adafactor(0.1, min_dim_size_to_factor=4),
     "schedule_free": lambda: optax.contrib.schedule_free_sgd(0.1),
-    "noise": lambda: optax.noisy_sgd(0.1, key=jax.random.PRNGKey(1)),
+    "noise": lambda: optax.noisy_sgd(0.1, key=1),
 }
 
 
