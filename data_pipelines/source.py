@@ -1,4 +1,4 @@
-"""What a data source hands to `prepare`, and how `prepare` is to treat it.
+"""A data source hands its rows to `prepare`, and says how they are to be treated.
 
 This file imports no engine, so that the command line can explain itself at once.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_ID = 2**31 - 2
-"""Of a field; the table's rows are counted in int32."""
+"""The limit of a field; the table's rows are counted in int32."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Source:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How to split the rows and which values to keep."""
+    """Rules to split the rows and to keep values."""
 
     min_count: int = 1
     """Values seen in fewer training rows become unknown."""
@@ -130,7 +130,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class TableConfig:
-    """What the columns of a table mean. All that are named are fields, but for label and time."""
+    """The meaning of a table's columns. All that are named are fields, but for label and time."""
 
     label: str
     """A column of 0 and 1, or a rule such as 'rating>3' (>, >=, <, <=, = or !=)."""
@@ -155,4 +155,4 @@ class TableConfig:
     separator: str | None = None
     """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
     encoding: str = "utf-8"
-    """Of text files: a name that Python knows, such as latin-1."""
+    """The encoding of text files: a name that Python knows, such as latin-1."""

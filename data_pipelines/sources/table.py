@@ -32,7 +32,7 @@ _TRUTH = "[Tt]rue|TRUE|[Ff]alse|FALSE"
 
 MAX_SCENARIOS = 100
 MAX_VALUES = 100
-"""Of a row in a field of several values: the most frequent are kept."""
+"""The values of a row in a field of several: the most frequent are kept."""
 
 # Blanks keep these apart from the names of a header, which has none at its ends.
 _LABEL, _SCENARIO, _TIME = " label", " scenario", " time"
@@ -57,7 +57,7 @@ class _Joined(NamedTuple):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What was read, each file once."""
+        """The files that were read, each once."""
         return tuple(dict.fromkeys(file for raw in self.tables for file in raw.files))
 
 
@@ -154,7 +154,7 @@ def _fields(config: TableConfig, scenario: str, rule: Rule) -> tuple[FieldSource
 
 
 def _separators(texts: Sequence[str]) -> dict[str, str]:
-    """What separates the values of each column of several; a bare name is of a list column."""
+    """Return the separator of each column of several values; a bare name is of a list column."""
     bare = [text for text in texts if "=" not in text]
     return {**dict.fromkeys(bare, LIST), **parse_settings("multi", [t for t in texts if "=" in t])}
 

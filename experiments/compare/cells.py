@@ -32,7 +32,7 @@ from d3jax.training.metrics import Evaluation
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a finished cell tells: its test metrics and what they cost."""
+    """The result of a finished cell: its test metrics and what they cost."""
 
     evaluation: Evaluation
     weights: int
