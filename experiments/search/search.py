@@ -50,8 +50,8 @@ Report = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Search:
-    """What to look for and for how long; `out` is the preset file to write, beside which the
-    study's file lies."""
+    """A search: what to look for and for how long; `out` is the preset file to write, beside
+    which the study's file lies."""
 
     config: Config
     space: str
@@ -70,7 +70,7 @@ class Search:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the monitored metric is a loss."""
+        """Return whether the monitored metric is a loss."""
         return self.config.train.monitor == "logloss"
 
 
@@ -320,7 +320,7 @@ def _run_final(
     console: Console,
     should_stop: Callable[[int], bool],
 ) -> list[float]:
-    """What a trial's settings reach with each seed; the study's file keeps what is known."""
+    """Return what a trial's settings reach with each seed; the study's file keeps what is known."""
     config = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
     values = []
     for seed in range(plan.seeds):
@@ -340,6 +340,18 @@ def _run_final(
     return values
 
 
+<<<<<<< HEAD
+=======
+def is_found(path: Path) -> bool:
+    """Return whether a file is a preset that a search has written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"config", "trials", "found"} <= content.keys()
+
+
+>>>>>>> h5
 def _finished(plan: Search) -> dict[str, Any] | None:
     """The preset of an earlier call with as many trials and seeds; None when there is none."""
     try:
