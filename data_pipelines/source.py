@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """A data set, the rows that it hands to `prepare`, and how `prepare` is to treat them.
-=======
-"""A data source hands its rows to `prepare`, and says how they are to be treated.
->>>>>>> h5
 
 This file imports no engine, so that the command line can explain itself at once.
 """
@@ -140,7 +136,6 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
 class Workplace:
     """Where raw rows are read: an engine, a folder for what doesn't fit in memory, a progress bar.
 
@@ -178,32 +173,3 @@ class DataSet(ABC):
     @abstractmethod
     def read(self, place: Workplace) -> Source:
         """Return the raw rows, checked; raise `DataError` for what the files may not hold."""
-=======
-class TableConfig:
-    """The meaning of a table's columns. All that are named are fields, but for label and time."""
-
-    label: str
-    """A column of 0 and 1, or a rule such as 'rating>3' (>, >=, <, <=, = or !=)."""
-    scenario: str
-    """The column that says the scenario, or 'age=25,35': below 25, from 25 to below 35, above."""
-    fields: tuple[str, ...] = ()
-    """Categorical columns."""
-    user: str | None = None
-    """The column that identifies the user."""
-    item: str | None = None
-    """The column that identifies the item."""
-    time: str | None = None
-    """When a row happened: a number, or a date and time as in 2024-02-26 12:30:00."""
-    multi: tuple[str, ...] = ()
-    """Columns of several values with what separates them, such as 'genres=|'."""
-    numeric: tuple[str, ...] = ()
-    """Columns of numbers with the number of buckets, such as 'price=20'."""
-    hash: tuple[str, ...] = ()
-    """Columns to hash into so many ids, such as 'user=100000'."""
-    join: tuple[str, ...] = ()
-    """Tables that add columns, each with the column they share, such as 'users.csv=user_id'."""
-    separator: str | None = None
-    """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
-    encoding: str = "utf-8"
-    """The encoding of text files: a name that Python knows, such as latin-1."""
->>>>>>> h5

@@ -88,13 +88,8 @@ class _Joined(NamedTuple):
 
     @property
     def files(self) -> tuple[Path, ...]:
-<<<<<<< HEAD
-        """What was read, each file once."""
-        return tuple(dict.fromkeys(file for each in self.tables for file in each.files))
-=======
         """The files that were read, each once."""
-        return tuple(dict.fromkeys(file for raw in self.tables for file in raw.files))
->>>>>>> h5
+        return tuple(dict.fromkeys(file for each in self.tables for file in each.files))
 
 
 class _Scenarios(NamedTuple):

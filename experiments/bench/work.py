@@ -35,13 +35,8 @@ def mlp_flops(widths: Sequence[int]) -> int:
     return sum(2 * inputs * outputs for inputs, outputs in pairwise(widths))
 
 
-<<<<<<< HEAD
 def d3_flops(config: D3Options, fields: int, dim: int, width: int) -> int:
-    """Of one row through the D3 head on `fields` embeddings of width `dim` (Eq. 6-14).
-=======
-def d3_flops(config: D3Config, fields: int, dim: int, width: int) -> int:
     """Return the operations of a row through the D3 head on `fields` embeddings of width `dim`.
->>>>>>> h5
 
     The generator dominates: R shared matrices [I, O], I = N D and O = `width`, are mixed by row,
     R = M = N H in the paper's form and `rank` in the factored one.

@@ -57,13 +57,8 @@ class Study:
     """The backbone that gets D3."""
     seeds: int = 3
     out: Path = Path("planted")
-<<<<<<< HEAD
-    """Where data, runs, table and pictures go."""
-    settings: tyro.conf.Suppress[Config] = field(default_factory=lambda: PRESETS["synthetic"])
-=======
     """The folder of data, runs, table and pictures."""
-    settings: tyro.conf.Suppress[Config] = field(default=SYNTHETIC)
->>>>>>> h5
+    settings: tyro.conf.Suppress[Config] = field(default_factory=lambda: PRESETS["synthetic"])
 
 
 class Setting(NamedTuple):

@@ -340,18 +340,6 @@ def _run_final(
     return values
 
 
-<<<<<<< HEAD
-=======
-def is_found(path: Path) -> bool:
-    """Return whether a file is a preset that a search has written."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"config", "trials", "found"} <= content.keys()
-
-
->>>>>>> h5
 def _finished(plan: Search) -> dict[str, Any] | None:
     """The preset of an earlier call with as many trials and seeds; None when there is none."""
     try:

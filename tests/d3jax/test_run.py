@@ -69,7 +69,8 @@ def test_a_run_of_another_version_is_refused(prepared: Path, tmp_path: Path) -> 
     create_run(tmp_path / "run", Config(), open_prepared(prepared), overwrite=False)
     path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"run_version": 99}))
-    with pytest.raises(CheckpointError, match=r"config.json has version 99; this d3jax reads 4; train again"):
+    told = r"config.json has version 99; this d3jax reads 4; train again \(d3jax train /"
+    with pytest.raises(CheckpointError, match=told):
         open_run(tmp_path / "run")
 
 
