@@ -47,6 +47,7 @@ from d3jax.layers.dense import declare_mlp as declare_mlp
 from d3jax.layers.dense import dense as dense
 from d3jax.layers.dense import mlp as mlp
 from d3jax.models import model as model
+from d3jax.own import fit as fit
 from d3jax.parameters import declare_array as declare_array
 from d3jax.predictor import Embeddings as Embeddings
 from d3jax.predictor import Predictor as Predictor

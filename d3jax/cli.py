@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
@@ -11,6 +12,7 @@ import tyro
 from d3jax.console.allocator import keep_freed_memory
 from d3jax.console.compile_cache import use_compile_cache
 from d3jax.console.endings import ending, without_debug
+from d3jax.console.help import has_own_help, help_text
 from d3jax.console.signals import leave_at_once, leave_on_second_ctrl_c
 from d3jax.console.suggestions import check_names
 from d3jax.console.terminal import Console, ready_streams
@@ -56,6 +58,10 @@ def parse(arguments: Sequence[str]) -> Verb:
     verb = parse_quietly(kind, default, rest)
     if verb is None:
         check_names(arguments, {name: kind})
+    if any(text in HELP for text in rest) and has_own_help(kind):
+        width = min(max(shutil.get_terminal_size().columns, 60), 100)
+        sys.stdout.write(help_text(f"d3jax {name}", kind, default, width))
+        raise SystemExit(0)
     if verb is None or any(text in HELP for text in rest):
         verb = tyro.cli(kind, prog=f"d3jax {name}", args=rest, default=default)
     verb.check(default)

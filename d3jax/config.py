@@ -31,24 +31,22 @@ class ModelConfig:
     """Embedding, backbone and head."""
 
     backbone: str = "shared_bottom"
-    """What the embeddings pass through before the head: plain (nothing), shared_bottom, mmoe, m2m,
-    adi, star, sar_net; beyond the paper ple, pepnet, adasparse, hamur, m3oe, adaptdhm, or one that
-    a package of yours registers."""
+    """plain (none), shared_bottom, mmoe, m2m, adi, star, sar_net; beyond the paper ple, pepnet,
+    adasparse, hamur, m3oe, adaptdhm; or a package's own."""
     head: str = "d3"
-    """What turns a representation into a logit: own (what the backbone has without D3), d3,
-    m2m_wg, pepnet_wg, or one that a package of yours registers."""
+    """own (as without D3), d3, m2m_wg, pepnet_wg, or a package's own."""
     embedding_dim: int = 16
     """Width D of a field's embedding."""
     embedding_init: EmbeddingInit = "xavier_table"
-    """xavier_table: Glorot over the whole table, as the authors do; normal: N(0, scale)."""
+    """normal: N(0, scale); xavier_table: over the table."""
     embedding_scale: float = 0.01
-    """Standard deviation of the normal embedding initialisation."""
+    """Standard deviation of normal embeddings."""
     embedding_dropout: float = 0.0
-    """Share of the embeddings' numbers that training zeroes."""
+    """Share of the embeddings' numbers zeroed in training."""
     table_layout: TableLayout = "auto"
-    """sharded: the table's rows over all devices; auto: from 100,000 rows on."""
+    """replicated, sharded; auto: from 100,000 rows sharded."""
     bottom_layers: tuple[int, ...] = (128, 64)
-    """Widths of the shared bottom, and of the plain backbone's own network."""
+    """Widths of the shared bottom, and of plain's network."""
     tower_layers: tuple[int, ...] = (32,)
     """Hidden widths of each scenario's tower."""
 
@@ -70,10 +68,9 @@ class AdapterConfig:
     """How the loss weighs scenarios, for models without D3's own balance."""
 
     adapter: str = "none"
-    """Weights by how fast losses fall (dwa), by AUC (dtp), by gradients (gradnorm), by uncertainty,
-    or by an adapter that a package of yours registers."""
+    """none, dwa, dtp, gradnorm, uncertainty, or a package's."""
     aggregation: Aggregation = "row"
-    """row: mean over rows, a scenario counts by its size; scenario_sum: sum of scenarios' means."""
+    """row: mean over rows; scenario_sum: sum of means."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -87,26 +84,26 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019), and how its learning rate changes over the run."""
+    """AdamW (Loshchilov and Hutter, 2019) and its learning rate over the run."""
 
     learning_rate: float = 1e-3
-    """The learning rate, or the highest that the schedule reaches."""
+    """The highest rate that the schedule reaches."""
     schedule: ScheduleName = "constant"
-    """How the rate goes on after warming up; cosine: falls to 0; wsd: stable, then cools down."""
+    """constant, cosine, or wsd: stable, then to 0."""
     warmup: float = 0.0
-    """Share of the run's steps in which the rate rises from 0."""
+    """Share of the steps in which the rate rises from 0."""
     cooldown: float = 0.2
-    """Share of the run's steps in which wsd's rate falls to 0, at the end."""
+    """Share of the steps in which wsd falls to 0."""
     clip_norm: float = 0.0
-    """Greatest norm of a step's gradient, network and table together; 0: any."""
+    """Greatest norm of a step's gradient; 0: any."""
     average: float = 0.0
-    """Decay of the exponential average of the weights that rows are scored with; 0: none."""
+    """Decay of averaged weights to score with; 0: none."""
     weight_decay: float = 1e-5
     """Decoupled weight decay of the network."""
     embedding_decay: float = 1e-5
     """Decoupled weight decay of the embedding table."""
     embedding_update: TableUpdateName = "auto"
-    """dense: all rows; lazy_adamw, adagrad: the batch's; auto: lazy_adamw from 100,000 rows on."""
+    """dense; the batch's rows: lazy_adamw, adagrad; or auto."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -129,35 +126,33 @@ class TrainConfig:
     """The loop around the step."""
 
     seed: int = 0
-    """Decides initial parameters and the order of rows."""
+    """Decides first weights and the order of rows."""
     batch_size: int = 2048
     """Rows of a step over all devices."""
     epochs: int = 10
     """Most passes over the training rows."""
     evaluate_every: float = 1.0
-    """Epochs between evaluations on the validation rows (a fraction evaluates within one)."""
+    """Epochs between evaluations on validation rows."""
     patience: int = 2
-    """Evaluations without a better result before training stops; 0: never stop early."""
+    """Evaluations without progress to stop after; 0: never."""
     monitor: Monitor = "logloss"
-    """What the best weights are best at, on validation rows; macro: the scenarios' mean."""
+    """logloss, auc, macro_auc or worst_auc, on validation."""
     monitor_scenario: str = ""
-    """The scenario whose logloss or auc is monitored; empty: all rows."""
+    """The scenario that is monitored; empty: all rows."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints, beside the one at each evaluation."""
+    """Steps between checkpoints, beside evaluations'."""
     log_every: int = 50
-    """Steps between progress lines and fetches from the device."""
+    """Steps between progress lines."""
     window_rows: int = 0
-    """Rows to shuffle among at a time, for data larger than memory; 0: all of them."""
+    """Rows to shuffle among at a time; 0: all of them."""
     slices: int = 1
-    """Parts that a device computes its share of a batch in, one after another, to save memory."""
+    """Parts of a batch computed in turn, to save memory."""
     on_nonfinite: OnNonFinite = "stop"
-    """What a loss or gradient that isn't finite does: stop the run, or skip the batch."""
+    """stop the run, or skip the batch."""
     workers: int = 0
-    """Processes that read batches; 0 reads in the training process."""
+    """Processes that read batches; 0: this one."""
     deterministic: bool = True
-    """On a GPU, the same bits whenever a run is repeated or resumed; without it small steps are
-    up to a third faster, large ones by a few percent. A computer's own cores and TPUs always give
-    the same bits."""
+    """The same bits whenever a run on a GPU is repeated."""
 
     def __post_init__(self) -> None:
         check_types(self)

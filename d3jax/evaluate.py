@@ -52,19 +52,32 @@ class Loaded(NamedTuple):
 
 
 def trainer_for(run: Run, debug: bool = False, models: int | None = None) -> Trainer:
-    """The trainer of a run, or of that many side by side, of which it is the first."""
+    """Return the trainer of a run, or of that many side by side, of which it is the first.
+
+    Raises `CheckpointError` for a model that no configuration describes.
+    """
+    if run.arrays:
+        raise CheckpointError(
+            f"{run.directory} holds a model of one's own, whose code d3jax doesn't have; call "
+            "d3jax.fit with its trainer again, which returns the run, or predict with the exported "
+            f"model in {run.directory / EXPORTED}"
+        )
     steps = steps_per_epoch(run.training_rows, run.config.train.batch_size)
     return build_trainer(run.schema, run.config, steps, debug=debug, models=models)
 
 
-def load_best(run: Run, console: Console | None = None) -> Loaded:
+EXPORTED = "model"
+"""The folder, in the run of a model of one's own, that holds it as `d3jax export` makes it."""
+
+
+def load_best(run: Run, console: Console | None = None, own: Trainer | None = None) -> Loaded:
     """The weights of the run's best evaluation so far (the newest before there is one).
 
     Where its checkpoint is damaged, the best that an older checkpoint knew of, or the newest
     weights, stand in, and the console, by default standard error, says so. Raises
-    `CheckpointError` when all are damaged.
+    `CheckpointError` when all are damaged. `own` is the trainer of a model of one's own.
     """
-    trainer = trainer_for(run)
+    trainer = own or trainer_for(run)
     with run.checkpoints(writer=False) as checkpoints:
         restored, warnings = _best_whole(checkpoints, trainer.abstract)
     console = console or Console(stderr=True)

@@ -24,7 +24,7 @@ from d3jax.batch import Batch, Schema
 from d3jax.data.checksums import verify_checksums, write_checksums
 from d3jax.data.prepared import read_schema
 from d3jax.errors import DataError
-from d3jax.evaluate import load_best
+from d3jax.evaluate import Loaded, load_best
 from d3jax.owned import building
 from d3jax.parameters import Tree, named_leaves
 from d3jax.predictor import Predictor
@@ -100,13 +100,14 @@ def load_exported(directory: Path, schema: Schema) -> Probabilities:
     return probabilities
 
 
-def export_run(run: Run, out: Path) -> int:
-    """Writes program, weights, schema and vocabularies into `out`; returns the bytes they take.
+def export_run(run: Run, out: Path, loaded: Loaded | None = None, overwrite: bool = False) -> int:
+    """Write program, weights, schema and vocabularies into `out`; return the bytes they take.
 
-    Raises `OutputError` when `out` exists or can't be written.
+    Raises `OutputError` when `out` exists, or is no exported model to overwrite, or can't be
+    written.
     """
-    with building(out, "export", cure="choose another folder, or remove it") as draft:
-        loaded = load_best(run)
+    with building(out, "export", overwrite, cure="choose another folder, or remove it") as draft:
+        loaded = loaded or load_best(run)
         state = loaded.state
         export_model(loaded.trainer.model, loaded.trainer.weights(state), state.model_state, draft)
         shutil.copyfile(run.directory / "schema.json", draft / "schema.json")

@@ -59,42 +59,42 @@ Table 2)."""
 
 @dataclass(frozen=True)
 class D3Options:
-    """The D3 head. The defaults are the paper's text; the options are what others do."""
+    """The D3 head; the defaults are the paper's text."""
 
     parts: Parts = "d3"
-    """d1: domain division; d2: and modelling (gate, shared weights); d3: and balance (loss)."""
+    """d1: division; d2: and modelling; d3: and balance."""
     form: D3Form = "text"
-    """text: the paper's equations; official: the authors' code, batch norms included."""
+    """text: the equations; official: the authors' code."""
     field_hidden: int = 64
-    """Width H of each field's own layer in the generator."""
+    """Width H of each field's layer in the generator."""
     width: int = 0
-    """Output width O of the generated layer; 0: 128 for plain and adi, 32 elsewhere."""
+    """Output width O; 0: 128 for plain and adi, else 32."""
     rank: int = 0
-    """Shared matrices that a generated kernel is mixed from; 0: one per hidden unit."""
+    """Matrices that kernels are mixed from; 0: the paper's."""
     precision: Precision = "float32"
-    """What a row's kernel is made and multiplied in; weights, attention and loss are float32."""
+    """float32, or bf16 for the generated kernels."""
     head_layers: tuple[int, ...] = ()
-    """Hidden layers between the generated layer and the logit."""
+    """Hidden layers between generated layer and logit."""
     gate_layers: tuple[int, ...] = (64, 16)
     """Hidden widths of the fusion gate."""
     attention_value: ValueForm = "text"
-    """What attention mixes: the embeddings (text), projected values (official), or danet's form."""
+    """Mix embeddings (text), or as official or danet do."""
     attention_scaled: bool = False
-    """Divide the attention's logits by the square root of the embedding width."""
+    """Divide the attention's logits by the root of D."""
     gate_input: GateInput = "selected"
-    """What the gate reads: the attention's output, or the embeddings."""
+    """selected: the attention's output; raw: embeddings."""
     kernel_fusion: KernelFusion = "multiplicative"
-    """How the row's kernel and the shared one are fused."""
+    """multiplicative or additive, with the shared kernel."""
     bias_fusion: BiasFusion = "multiplicative"
-    """How biases are fused; specific: the row's own bias alone."""
+    """multiplicative, additive, or specific: own alone."""
     outer_activation: bool = True
-    """Apply the activation around the generator's residual sum, as Eq. 10 prints it."""
+    """The activation around Eq. 10's residual sum."""
     layer_activation: bool = True
-    """Apply the activation to the generated layer's output (Eq. 14)."""
+    """The activation of the generated layer (Eq. 14)."""
     separate_bias: bool = False
-    """Generate biases from a hidden vector of their own instead of the kernels'."""
+    """Generate biases from a hidden vector of their own."""
     detach_generator: bool = False
-    """Stop the gradient from the generator into attention and embeddings."""
+    """Stop gradients from the generator into attention."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Run:
     fingerprint: str
     """Of the data: `Prepared.fingerprint` when the run was made."""
     training_rows: int
+    arrays: dict[str, str] = field(default_factory=dict)
+    """Type and shape of each array of a model of one's own, which no configuration describes."""
 
     @property
     def schema(self) -> Schema:
@@ -52,8 +54,9 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be this run's."""
-        return {"config": self.config.to_json(), "schema": _plain(self.schema)}
+        """The settings, schema and arrays that a checkpoint must agree with to be this run's."""
+        identity = {"config": self.config.to_json(), "schema": _plain(self.schema)}
+        return {**identity, "arrays": self.arrays} if self.arrays else identity
 
     def checkpoints(self, writer: bool) -> Checkpoints:
         """The run's checkpoints; `writer` for the one process that trains."""
@@ -135,12 +138,19 @@ class Begun:
     data_fingerprint: str
     training_rows: int
     config: Config
+    arrays: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         within("training_rows", self.training_rows, 1, LARGEST)
 
 
-def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: bool) -> Run:
+def create_run(
+    directory: Path,
+    config: Config,
+    prepared: Prepared,
+    overwrite: bool,
+    arrays: dict[str, str] | None = None,
+) -> Run:
     """A new run directory for training on `prepared`; raises what `check_run_free` raises."""
     check_storable(directory)
     data = prepared.directory.resolve()
@@ -149,13 +159,16 @@ def create_run(directory: Path, config: Config, prepared: Prepared, overwrite: b
     with building(directory, "run", overwrite, cure=cure, inputs=[data]) as new:
         shutil.copyfile(data / "schema.json", new / "schema.json")
         shutil.copytree(data / "vocabularies", new / "vocabularies")
-        save_settings(Run(new, config, read_schema(new), data, prepared.fingerprint, rows))
+        described = read_schema(new)
+        save_settings(Run(new, config, described, data, prepared.fingerprint, rows, arrays or {}))
     return open_run(directory)
 
 
 def save_settings(run: Run) -> None:
     """Writes config.json."""
-    begun = Begun(RUN_VERSION, str(run.data), run.fingerprint, run.training_rows, run.config)
+    begun = Begun(
+        RUN_VERSION, str(run.data), run.fingerprint, run.training_rows, run.config, run.arrays
+    )
     run.write_json("config.json", to_json(begun))
 
 
@@ -191,12 +204,20 @@ def open_run(directory: Path) -> Run:
         raise CheckpointError(f"{path} is damaged ({error}); start the run again") from error
     described, data = read_schema(directory), Path(begun.data)
     return Run(
-        directory, begun.config, described, data, begun.data_fingerprint, begun.training_rows
+        directory,
+        begun.config,
+        described,
+        data,
+        begun.data_fingerprint,
+        begun.training_rows,
+        begun.arrays,
     )
 
 
-def open_same_run(directory: Path, config: Config, prepared: Prepared) -> Run | None:
-    """Return the run that was begun in `directory` with these settings and data.
+def open_same_run(
+    directory: Path, config: Config, prepared: Prepared, arrays: dict[str, str] | None = None
+) -> Run | None:
+    """Return the run that was begun in `directory` with these settings, data and arrays.
 
     Return None where there is none. Raises `CheckpointError` with the differences for a run of
     other settings or other data.
@@ -206,6 +227,7 @@ def open_same_run(directory: Path, config: Config, prepared: Prepared) -> Run | 
     run = open_run(directory)
     changed = [
         *differences(run.config.to_json(), config.to_json(), "config."),
+        *differences(run.arrays, arrays or {}, "arrays."),
         *differences(run.described.provenance, prepared.provenance, "data."),
         *differences(run.schema.to_json(), prepared.schema.to_json(), "schema."),
     ]

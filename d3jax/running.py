@@ -113,23 +113,28 @@ def resume(
     tell(train(run, prepared, console, debug), console)
 
 
-def begin(directory: Path, config: Config, prepared: Prepared) -> Run:
+def begin(
+    directory: Path, config: Config, prepared: Prepared, arrays: dict[str, str] | None = None
+) -> Run:
     """Return the run of these settings and data in `directory`; make it where there is none.
 
     Raises `CheckpointError` with the differences when it is another's, `OutputError` when the
     directory is no run, and `ConfigError` for settings that contradict each other.
     """
-    check_config(prepared.schema, config)
-    check_agreement(_identity(config, prepared))
-    in_first_process(lambda: _begin(directory, config, prepared))
+    if arrays is None:
+        check_config(prepared.schema, config)
+    check_agreement({**_identity(config, prepared), "arrays": arrays})
+    in_first_process(lambda: _begin(directory, config, prepared, arrays))
     return open_run(directory)
 
 
-def _begin(directory: Path, config: Config, prepared: Prepared) -> None:
-    run = open_same_run(directory, config, prepared)
+def _begin(
+    directory: Path, config: Config, prepared: Prepared, arrays: dict[str, str] | None
+) -> None:
+    run = open_same_run(directory, config, prepared, arrays)
     if run is None:
         check_free(directory, ("run",), False, "it is no run; choose another place, or delete it")
-        create_run(directory, config, prepared, overwrite=False)
+        create_run(directory, config, prepared, overwrite=False, arrays=arrays)
     elif run.data != prepared.directory.resolve():
         save_settings(replace(run, data=prepared.directory.resolve()))
 
@@ -165,6 +170,7 @@ def train(
     console: Console,
     debug: bool = False,
     stopping: Stopping | None = None,
+    own: Trainer | None = None,
 ) -> Finished:
     """From the newest checkpoint, or the start, to the end; then evaluates the best weights.
 
@@ -177,7 +183,7 @@ def train(
     with writing(run.directory), exclusive_to_all(run):
         check_rows(prepared)
         rows = len(prepared.rows("train").label)
-        trainer = trainer_for(run, debug)
+        trainer = own or trainer_for(run, debug)
         last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
         console.print(headline(run, trainer, rows))
         with (stopping or telling_to_stop)() as should_stop:
@@ -390,10 +396,16 @@ def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:
 def headline(run: Run, trainer: Trainer, rows: int) -> str:
     """Return in words what is trained, on how many rows and which devices."""
     model = run.config.model
+    if run.arrays:
+        return _headline("a model of one's own", trainer, rows)
     head = f"d3 ({run.config.d3.parts})" if model.head == "d3" else model.head
+    return _headline(f"{model.backbone} with {head}", trainer, rows)
+
+
+def _headline(model: str, trainer: Trainer, rows: int) -> str:
     network = count(trainer.model.declared.params.network)
     table = count(trainer.model.declared.params.embedding)
     return (
-        f"{model.backbone} with {head}: {network:,} weights and {table:,} in the embedding table; "
+        f"{model}: {network:,} weights and {table:,} in the embedding table; "
         f"{rows:,} training rows; {device_summary()}"
     )

@@ -31,12 +31,12 @@ class Settings(Verb):
     optimizer: tyro.conf.OmitArgPrefixes[OptimizerConfig]
     train: tyro.conf.OmitArgPrefixes[TrainConfig]
     preset: Annotated[PresetName | None, tyro.conf.arg(metavar="NAME")] = None
-    """best, synthetic, movielens, text or official: the configuration that the flags below change.
-    Without one, train has best for your data and synthetic for its own; the others have text."""
+    """best (own data), synthetic, movielens, text (the paper) or
+    official (its code): the settings that the flags below change."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A preset file, such as d3jax search writes, instead of a preset's name."""
+    """A preset file instead, such as d3jax search writes."""
     compile_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
+    """Keep compiled programs for the next start."""
 
     before: ClassVar[Config | None] = None
     """The configuration that the flags change."""

@@ -22,7 +22,7 @@ from d3jax.console.terminal import as_text
 from d3jax.data.format import Format
 from d3jax.data.prepared import Prepared, open_prepared
 from d3jax.errors import CheckpointError
-from d3jax.evaluate import Loaded, evaluate_split, load_best
+from d3jax.evaluate import EXPORTED, Loaded, evaluate_split, load_best
 from d3jax.export import PROGRAM, Exported, export_run
 from d3jax.predictor import Predictor
 from d3jax.rows import PLAIN
@@ -30,6 +30,7 @@ from d3jax.run import Run, open_run
 from d3jax.running import begin, interrupting
 from d3jax.running import train as train_run
 from d3jax.training.metrics import Evaluation, probabilities
+from d3jax.training.trainer import Trainer
 from d3jax.unknown import Unknown, unknown_in
 
 
@@ -69,6 +70,9 @@ class InspectedRows(NamedTuple):
 
 class TrainedRun(Run, Predictor):
     """A run directory with its best weights, which are loaded when they are first asked for."""
+
+    own: Trainer | None = None
+    """The trainer of a model of one's own (`d3jax.fit`)."""
 
     def evaluate(
         self, split: str = "test", data: Prepared | Path | str | None = None
@@ -112,12 +116,17 @@ class TrainedRun(Run, Predictor):
 
         Returns the folder, which `d3jax.load` reads. Raises `OutputError` when it exists.
         """
-        export_run(self, Path(folder))
+        export_run(self, Path(folder), self._loaded)
         return Path(folder)
+
+    @property
+    def best(self) -> Loaded:
+        """Return the trainer and the best weights."""
+        return self._loaded
 
     @cached_property
     def _loaded(self) -> Loaded:
-        return load_best(self, voice())
+        return load_best(self, voice(), self.own)
 
     @property
     def _devices(self) -> int:
@@ -159,9 +168,11 @@ def train(
     return open_trained(run.directory)
 
 
-def open_trained(directory: Path | str) -> TrainedRun:
+def open_trained(directory: Path | str, own: Trainer | None = None) -> TrainedRun:
     """Return the run in a directory; raises `CheckpointError` when there is none."""
-    return TrainedRun(**vars(open_run(Path(directory))))
+    run = TrainedRun(**vars(open_run(Path(directory))))
+    vars(run)["own"] = own
+    return run
 
 
 def load(path: Path | str) -> TrainedRun | Exported:
@@ -177,4 +188,5 @@ def load(path: Path | str) -> TrainedRun | Exported:
             f"{path} is neither a run nor an exported model: it holds neither config.json nor "
             f"{PROGRAM}; give the folder that d3jax.train or export made"
         )
-    return open_trained(path)
+    run = open_trained(path)
+    return Exported(path / EXPORTED) if run.arrays else run

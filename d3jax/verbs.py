@@ -28,17 +28,17 @@ class Train(Settings):
     prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
     """A prepared directory."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """The run directory to make; runs/<name of the data> when not given."""
+    """The run directory to make; runs/<name of the data>."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """A run to go on with, in its own configuration."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
-    """With --resume: where the run's data are now, if they have moved."""
+    """With --resume: where the run's data are now."""
     overwrite: bool = False
     """Replace the run directory if it exists."""
     seeds: int = 1
-    """Models to train side by side, with --seed and those after it."""
+    """Models to train side by side, from --seed on."""
     debug: bool = False
-    """Check every id and every operation, and stop at the first NaN; several times slower."""
+    """Check every id, stop at the first NaN; much slower."""
     hosts: tyro.conf.OmitArgPrefixes[Processes] = field(default_factory=Processes)
     """The processes that train together."""
 

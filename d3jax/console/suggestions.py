@@ -82,7 +82,7 @@ def flags_of_parts() -> dict[str, PartFlag]:
 
 def choices_of(kind: Any) -> dict[str, Any]:
     """The dataclasses that stand behind a verb, by their names; none where it has flags itself."""
-    for _, hint, _ in _parts(kind):
+    for _, hint, _ in parts_of(kind):
         if get_origin(hint) in (UnionType, Union):
             named = [
                 (get_args(each)[1:], get_args(each)[0])
@@ -100,7 +100,7 @@ def choices_of(kind: Any) -> dict[str, Any]:
 def flags_of(kind: Any, prefix: str = "") -> list[str]:
     """The flags that the fields of a dataclass are on the command line."""
     found = []
-    for name, hint, notes in _parts(kind):
+    for name, hint, notes in parts_of(kind):
         if tyro.conf.Positional in notes:
             continue
         key = name.replace("_", "-")
@@ -114,7 +114,7 @@ def flags_of(kind: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _parts(kind: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
+def parts_of(kind: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
     """Return each field's name, its type, and the notes to tyro about it."""
     hints = get_type_hints(kind, include_extras=True)
     parts = []

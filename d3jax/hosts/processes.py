@@ -29,11 +29,10 @@ NOTICE = 15.0
 
 @dataclass(frozen=True)
 class Processes:
-    """The meeting point of a run's processes. Nothing here changes a result."""
+    """Several processes that train together."""
 
     distributed: bool = False
-    """Train in several processes, one a host; all start with the same flags. SLURM, TPU pods,
-    GKE and Open MPI tell each its place, elsewhere the next three flags do."""
+    """Train in several processes, one a host."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """The address at which the others find process 0."""
     processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

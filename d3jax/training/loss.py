@@ -23,7 +23,7 @@ class BalanceOptions:
     """How the D3 loss weighs rows (Eq. 15-19)."""
 
     start_ratio: float = 0.5
-    """Share of the run's steps before weighting starts; 1: never."""
+    """Share of the run before rows are weighed; 1: never."""
     complexity_shift: float = 0.5
     """Lambda 1 of Eq. 17."""
     complexity_scale: float = 1.0
@@ -37,13 +37,13 @@ class BalanceOptions:
     upper: float = 1.0
     """Greatest normalised complexity (Eq. 16)."""
     entropy: BalanceEntropy = "rows"
-    """rows: mean of the rows' entropies; mean_row: entropy of the mean row; naive: the authors'."""
+    """rows, mean_row (of the mean row), or naive: theirs."""
     literal_sign: bool = False
-    """Use Eq. 15 as printed, without entropy's minus."""
+    """Eq. 15 as printed, without entropy's minus."""
     minimum_std: float = 1e-20
-    """Deviation of the complexities at or below which all rows count the same."""
+    """Complexities that spread less count the same."""
     normalize: bool = False
-    """Divide the loss by the sum of the weights instead of the number of rows."""
+    """Divide the loss by the weights' sum, not the rows."""
 
     def __post_init__(self) -> None:
         check_types(self)

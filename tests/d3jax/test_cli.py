@@ -41,8 +41,7 @@ def help_of(arguments: list[str], capsys: Refused, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit, match=r"^0$"):
         main([*arguments, "--help"])
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", plain).split())
+    return " ".join(capsys.readouterr().out.split())
 
 
 def refusal(arguments: list[str], capsys: Refused) -> str:
@@ -89,7 +88,11 @@ def test_help_of_train_explains_every_setting_of_the_chosen_parts_and_no_other(
         setting
         for kind in kinds
         for setting, text in documented(kind)
-        if not re.search(f"{setting.replace('_', '-')}.{{0,150}}?{re.escape(text)}", shown)
+        if not re.search(
+            f"{setting.replace('_', '-')}.{{0,150}}?{re.escape(text[:1])}?{re.escape(text[1:])}",
+            shown,
+            re.IGNORECASE,
+        )
     ]
     assert missing == []
     for other in BACKBONES.names():
@@ -117,8 +120,7 @@ def test_help_of_train_shows_the_defaults_that_the_call_would_have(
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["train", *arguments, flag])
-    shown = re.sub(r"[│╭╮╰╯─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
-    shown = " ".join(shown.split())
+    shown = capsys.readouterr().out
     expected = PRESETS[preset]
     for name, value in {
         "rank": expected.d3.rank,
@@ -127,10 +129,7 @@ def test_help_of_train_shows_the_defaults_that_the_call_would_have(
         "form": expected.d3.form,
         "weight-decay": expected.optimizer.weight_decay,
     }.items():
-        assert re.search(rf"--{name} \S+ [^│]*?\(default: {re.escape(str(value))}\)", shown), name
-        default = re.search(rf"--{name} .*?\(default: (.*?)\)", shown)
-        assert default is not None
-        assert default[1] == str(value), name
+        assert f"\n  --{name} {value} " in shown, name
 
 
 def test_help_shows_the_defaults_of_a_preset_file(
@@ -139,7 +138,7 @@ def test_help_shows_the_defaults_of_a_preset_file(
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"config": {"train": {"epochs": 77}}}), encoding="utf-8")
     shown = help_of(["train", "data", "--config", str(path)], capsys, monkeypatch)
-    assert "(default: 77)" in shown
+    assert "--epochs 77 " in shown
 
 
 @pytest.mark.parametrize(
@@ -378,3 +377,14 @@ def test_a_damaged_configuration_is_named(text: str, tmp_path: Path, capsys: Ref
     assert f"{tmp_path / 'config.json'} is damaged (" in refusal(
         ["evaluate", str(tmp_path)], capsys
     )
+
+
+def test_help_of_train_is_short_and_fits_the_screen(
+    capsys: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["train", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 110
