@@ -84,7 +84,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019) and its learning rate over the run."""
+    """AdamW (Loshchilov and Hutter, 2019) and its rate over the run."""
 
     learning_rate: float = 1e-3
     """The highest rate that the schedule reaches."""

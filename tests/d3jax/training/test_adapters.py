@@ -157,12 +157,12 @@ def test_gradnorm_follows_the_reference_and_its_weights_sum_to_s():
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_absent_scenario_changes_nothing_of_its_own(name):
     """Two steps with all, then steps within one period that lack scenario 1, or all rows."""
-    config = dataclasses.replace(ADAPTERS[name], period_steps=5)
+    aggregation = ADAPTERS[name].aggregation
     adapter = {
-        "dwa": lambda: dwa(config, S, 9, 99),
-        "dtp": lambda: dtp(config, S, 9, 99),
-        "gradnorm": lambda: gradnorm(config, S, "bottom.0.kernel"),
-        "uncertainty": lambda: uncertainty(config, S, 0.1),
+        "dwa": lambda: dwa(OPTIONS["dwa"], aggregation, S, period=5),
+        "dtp": lambda: dtp(OPTIONS["dtp"], aggregation, S, period=5),
+        "gradnorm": lambda: gradnorm(OPTIONS["gradnorm"], aggregation, S, "bottom.0.kernel"),
+        "uncertainty": lambda: uncertainty(aggregation, S, 0.1),
     }[name]()
     logits, batch = rows_of(7)
     none = (logits, batch._replace(mask=np.zeros(ROWS, bool)))
