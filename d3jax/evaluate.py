@@ -59,8 +59,8 @@ def trainer_for(run: Run, debug: bool = False, models: int | None = None) -> Tra
     if run.arrays:
         raise CheckpointError(
             f"{run.directory} holds a model of one's own, whose code d3jax doesn't have; call "
-            "d3jax.fit with its trainer again, which returns the run, or predict with the exported "
-            f"model in {run.directory / EXPORTED}"
+            "d3jax.fit with its trainer again, which returns the run, or d3jax.load the run, which "
+            f"predicts by the program in {run.directory / EXPORTED}"
         )
     steps = steps_per_epoch(run.training_rows, run.config.train.batch_size)
     return build_trainer(run.schema, run.config, steps, debug=debug, models=models)
