@@ -31,16 +31,12 @@ Moment = Callable[[Path], bool]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One device, and compiled programs that the processes share: most of their time is spent
-    on starting."""
+def environment() -> dict[str, str]:
+    """One device, and programs that compile quickly: most of the time is spent on starting."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 
