@@ -1,4 +1,4 @@
-"""Whether every byte and row of a prepared directory, or array of a run, is as it was written."""
+"""Proof that each byte and row of prepared data, or array of a run, is as it was written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d3jax.training.checkpoint.checkpoints import Checkpoints
 
 
 def is_run(directory: Path) -> bool:
-    """Whether this is a run directory, or what is left of one, and not a prepared one."""
+    """Return whether this is a run directory, or what is left of one, and not a prepared one."""
     return (directory / "config.json").exists() or (directory / "checkpoints").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from d3jax.errors import ConfigError, DataError
 
 OVERALL = "overall"
-"""What metrics and tables call all rows together; no scenario may have that name."""
+"""The name of all rows together in metrics and tables; no scenario may have that name."""
 
 
 def within(name: str, value: float, low: float, high: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from d3jax.errors import D3jaxError, OutputError
 
 DRAFT = ".d3jax-"
-"""How the names begin of what is not yet whole."""
+"""The beginning of a name of what is not yet whole."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_SAID = (
@@ -21,7 +21,7 @@ _FULL_SAID = (
     "max_temp_directory_size",
     "database or disk is full",
 )
-"""What DuckDB (the fourth of its spilled rows), TensorStore and SQLite say."""
+"""The words of DuckDB (the fourth of its spilled rows), TensorStore and SQLite."""
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _CLOSED_SAID = (
     "Read-only file system",
@@ -76,7 +76,7 @@ def _closed(error: BaseException, out: Path) -> str | None:
 
 
 def _is_part(path: Path, out: Path) -> bool:
-    """Whether a path is `out`, below it, above it, or what it is called before it is whole."""
+    """Return whether a path is `out`, below it, above it, or its name before it is whole."""
     path, out = path.absolute(), out.absolute()
     draft = any(part.startswith(DRAFT) for part in path.parts)
     return draft or path.is_relative_to(out) or out.is_relative_to(path)

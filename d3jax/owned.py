@@ -1,4 +1,4 @@
-"""What d3jax may replace or remove: only what it has made itself, as a marker in it says.
+"""d3jax replaces or removes only what it has made itself, as a marker in it says.
 
 A directory that d3jax makes has a file .d3jax that names its kind, from its first moment on. It is
 built under another name and renamed when it is whole, so there never is half of one.

@@ -1,4 +1,4 @@
-"""What a prepared directory holds: rows, click rates and ids of each split and scenario."""
+"""The contents of a prepared directory: rows, click rates and ids of each split and scenario."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHUNK = 1 << 18
 
 
 class Facts(NamedTuple):
-    """Of a split: `rows` and `clicks` per scenario, per scenario and field the number of
+    """The counts of a split: `rows` and `clicks` per scenario, per scenario and field the number of
     `distinct` known ids and of rows whose id is `unknown`."""
 
     rows: Int[np.ndarray, " S"]
@@ -87,7 +87,7 @@ def _unknown_share(facts: Facts) -> Float[np.ndarray, " N"]:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file is a picture that Matplotlib drew, as it says at the beginning."""
+    """Return whether a file is a picture that Matplotlib drew, as it says at the beginning."""
     with path.open("rb") as file:
         return b"Matplotlib" in file.read(1000)
 

@@ -37,7 +37,7 @@ from data_pipelines.source import LARGEST_ID, PrepareConfig, Progress, Source
 from data_pipelines.splits import describe_split, event_digest, joined, split_of, split_rule
 
 SPACE = "about three times the size of the raw files"
-"""What a preparation takes on the disk at its height."""
+"""The disk space that a preparation takes at its height."""
 
 
 def prepare(
@@ -223,7 +223,7 @@ def _provenance(
     counts: dict[str, int],
     unknown: np.ndarray,
 ) -> dict[str, Any]:
-    """What happened to the raw files; what doesn't apply to them is left out."""
+    """Return what happened to the raw files; what doesn't apply to them is left out."""
     fields = source.fields
     optional = {
         "dropped": dict(source.dropped),

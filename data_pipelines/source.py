@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 """Called before each step with its name, its index and the number of steps."""
 
 LARGEST_ID = 2**31 - 2
-"""Of a field; the table's rows are counted in int32."""
+"""The limit of a field; the table's rows are counted in int32."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Source:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How to split the rows and which values to keep."""
+    """Rules to split the rows and to keep values."""
 
     min_count: int = 1
     """Values seen in fewer training rows become unknown."""

@@ -1,4 +1,4 @@
-"""Which rows are train, validation and test: by hash, by user, by time, or as published.
+"""The split of rows into train, validation and test: by hash, by user, by time, or as published.
 
 A row's side never depends on the other rows' order, only on the seed and its key or user, or on
 its place in time.
@@ -86,7 +86,7 @@ def split_of(source: Source, config: PrepareConfig) -> StringValue:
 
 
 def describe_split(source: Source, config: PrepareConfig) -> str:
-    """What decides the sizes of the splits, for a message."""
+    """Return what decides the sizes of the splits, for a message."""
     if source.split is not None:
         return (
             f"and column {source.split!r} gives it none; validation_fraction is "
@@ -99,7 +99,7 @@ def describe_split(source: Source, config: PrepareConfig) -> str:
 
 
 def split_rule(source: Source, config: PrepareConfig) -> dict[str, Any]:
-    """How the rows were split, for `schema.json`."""
+    """Return how the rows were split, for `schema.json`."""
     rule: dict[str, Any] = {
         "method": "md5 of seed and key",
         "key": list(source.key),

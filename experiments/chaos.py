@@ -45,7 +45,7 @@ main()
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, how often to kill it, and where everything goes."""
+    """A plan of what to train, how often to kill it, and where everything goes."""
 
     data: Path | None
     config: Config
@@ -220,7 +220,7 @@ def _began_at(run: Path) -> int | None:
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    """What differs between two finished runs: files byte by byte, checkpoints array by array."""
+    """Return the differences of two finished runs: files by bytes, checkpoints by arrays."""
     names = [name for name in FILES if (ours / name).read_bytes() != (theirs / name).read_bytes()]
     expected, found = _final_arrays(ours), _final_arrays(theirs)
     return names + [

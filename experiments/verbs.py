@@ -48,7 +48,7 @@ class Compare(Settings):
     configs: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """A folder of preset files named by method, such as adi-d3.json, as d3jax search writes."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("comparison")
-    """Where cells and reports go; tables that share a folder share cells."""
+    """The folder of cells and reports; tables that share a folder share cells."""
     keep: bool = False
     """Keep the checkpoints of finished cells, to inspect them."""
 
@@ -103,11 +103,11 @@ class Inspect(Verb):
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run directory."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which rows to look at."""
+    """The split whose rows to look at."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
     """Another prepared directory with the run's vocabularies; the run's own when not given."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where the pictures go; figures/ of the run when not given."""
+    """The folder of the pictures; figures/ of the run when not given."""
 
     def run(self, console: Console) -> None:
         """Writes each picture as PNG and SVG."""
@@ -181,7 +181,7 @@ class Chaos(Settings):
     prepared: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PREPARED")] = None
     """A prepared directory; a small synthetic data set when not given."""
     kills: int = 30
-    """How often to kill, over as many runs as it takes; --seed decides the moments too."""
+    """The number of kills, over as many runs as it takes; --seed decides the moments too."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to make for all runs and their logs; runs/chaos when not given."""
 

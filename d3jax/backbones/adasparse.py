@@ -68,7 +68,7 @@ class AdaSparseParams(NamedTuple):
 
 
 class AdaSparseState(NamedTuple):
-    """How steep the pruners' sigmoid is by now, and the head's state."""
+    """The present steepness of the pruners' sigmoid, and the head's state."""
 
     sharpness: Float[Array, ""]
     head: Tree
@@ -127,7 +127,7 @@ def pruned_network(
 def neuron_weights(
     scores: Float[Array, "B W"], sharpness: Float[Array, ""], options: AdaSparseOptions
 ) -> Float[Array, "B W"]:
-    """How much each neuron counts: β σ(v), [σ(α v) > ε], or β σ(α v) where that is above ε.
+    """Return each neuron's weight: β σ(v), [σ(α v) > ε], or β σ(α v) where that is above ε.
 
     A step has no slope, so `binary` learns from the sigmoid's (straight through; Bengio et al.,
     2013). A neuron that `fusion` prunes for a row learns nothing from that row.

@@ -250,7 +250,7 @@ def _normalize(
 def _mixture(
     params: InterestParams, embedding: Float[Array, "B D"], options: ADIOptions
 ) -> Float[Array, "B K"]:
-    """How much of each shared network a row's scenario takes."""
+    """Return each shared network's share in a row's scenario."""
     if params.mixture is None:
         return jnp.ones((embedding.shape[0], 1))
     scores = dense(params.mixture, embedding)

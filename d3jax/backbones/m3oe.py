@@ -115,7 +115,7 @@ def m3oe(head: Head, options: M3oEOptions | None = None, **settings: Any) -> Bac
 def extract(
     params: ExtractorParams, flat: Float[Array, "B I"], scenario: Int[Array, " B"]
 ) -> Float[Array, "B W"]:
-    """What all experts read: φ(star_s(x) · W + b) + φ(x · V + c)."""
+    """Return what all experts read: φ(star_s(x) · W + b) + φ(x · V + c)."""
     own = star_dense(params.star, flat, scenario)
     return jax.nn.relu(dense(params.over, own)) + jax.nn.relu(dense(params.past, flat))
 

@@ -62,7 +62,7 @@ class PLEParams(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """What flows between levels: a representation for each scenario, and one for all."""
+    """The flow between levels: a representation for each scenario, and one for all."""
 
     own: Float[Array, "B S I"]
     shared: Float[Array, "B I"]

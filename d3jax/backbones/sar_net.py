@@ -166,8 +166,8 @@ def declare_scenario_affine(scenarios: int, features: int) -> ScenarioAffine:
 def transform(
     params: ScenarioAffine | StarDense, inputs: Inputs, gate: Float[Array, "B 2"] | None
 ) -> Float[Array, "B F"]:
-    """What the row's scenario makes of the embeddings: `x ⊙ β_s + γ_s`, or a star-shaped layer,
-    the only one of the two that the gate acts on."""
+    """Return the embeddings as the row's scenario transforms them: `x ⊙ β_s + γ_s`, or a
+    star-shaped layer, the only one of the two that the gate acts on."""
     if isinstance(params, StarDense):
         return star_dense(params, inputs.flat, inputs.scenario, gate)
     return inputs.flat * params.scale[inputs.scenario] + params.offset[inputs.scenario]
@@ -214,7 +214,7 @@ def expert_outputs(
 def mixture_weights(
     params: Dense, features: Float[Array, "B F"], scenario: Int[Array, " B"]
 ) -> Float[Array, "B E"]:
-    """How much each expert counts, shared ones first; from one layer or the scenario's own."""
+    """Return each expert's weight, shared ones first; from one layer or the scenario's own."""
     if params.kernel.ndim == 3:
         return jax.nn.softmax(select(stacked_dense(params, features), scenario))
     return jax.nn.softmax(dense(params, features))

@@ -44,7 +44,7 @@ def keep_freed_memory() -> None:
 
 
 def _has_accelerator_plugin() -> bool:
-    """Whether JAX, which must not be imported yet, might run on anything but the cores."""
+    """Return whether JAX, which must not be imported yet, might run on anything but the cores."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms.split(",")[0] != "cpu"

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress bar, metrics.jsonl and TensorBoard events."""
+"""The journal of a run while it trains: a progress bar, metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def evaluation_table(title: str, evaluation: Evaluation, best: Evaluation | None
 
 
 def trust_table(evaluation: Evaluation) -> Grid:
-    """How sure the AUC is, what users see, and whether probabilities can be taken at their word."""
+    """Return a table of the AUC's intervals, the ranking within users and the calibration."""
     return _table(
         "95 % interval of AUC, AUC by user, calibration",
         ["interval", "GAUC", "PCOC", "ECE"],

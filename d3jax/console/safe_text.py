@@ -19,7 +19,7 @@ from rich.cells import cell_len
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
-"""What Python takes for printable, and yet shows nothing of its own."""
+"""Characters that Python takes for printable, and that yet show nothing of their own."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
@@ -42,7 +42,7 @@ _PICTURED = (32, 64)
 _MARKS = re.compile(
     r"([\\`*\[\]<>|~$#@]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.)", re.IGNORECASE
 )
-"""What acts in a line of GitHub's Markdown; an underscore within a word and a lone & don't."""
+"""Characters that act in GitHub's Markdown; an underscore within a word and a lone & don't."""
 
 
 def visible(text: str) -> str:

@@ -81,7 +81,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _unwinding(raised: Sequence[BaseException]) -> bool:
-    """Whether what was raised is on its way out, and the blocks that it leaves clear away."""
+    """Return whether an exception is on its way out, and the blocks it leaves clear away."""
     error = sys.exception()
     while error is not None:
         if error in raised:

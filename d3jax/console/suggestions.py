@@ -1,4 +1,4 @@
-"""What somebody may have meant by a verb, a source or a flag that there isn't."""
+"""Suggestions for a verb, a source or a flag that there isn't."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def flags_of(kind: Any, prefix: str = "") -> list[str]:
 
 
 def _parts(kind: Any) -> list[tuple[str, Any, tuple[Any, ...]]]:
-    """Of each field its name, its type, and the notes to tyro about it."""
+    """Return each field's name, its type, and the notes to tyro about it."""
     hints = get_type_hints(kind, include_extras=True)
     parts = []
     for field in fields(kind):

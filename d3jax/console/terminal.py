@@ -214,7 +214,7 @@ def _layout(columns: Sequence[Sequence[str]], fixed: int, total: int) -> _Layout
 
 
 def _narrowest(column: Sequence[str]) -> int:
-    """What the numbers need, and the longest word of the header if it is short."""
+    """Return the width that the numbers need, and the longest word of the header if it is short."""
     head, *numbers = column
     word = min(max(map(cell_len, head.split()), default=1), 10)
     return max(word, *map(cell_len, numbers)) if numbers else word
@@ -230,7 +230,7 @@ def _blocks(widths: Sequence[int], fixed: int, total: int, least: int) -> list[r
 
 
 def _room(widths: Sequence[int], fixed: int, block: range, total: int) -> int:
-    """What is left for the name, beside borders and a blank on either side of each column."""
+    """Return the width left for the name, beside borders and the blanks around each column."""
     others = [*widths[1:fixed], *widths[block.start : block.stop]]
     return total - sum(others) - 3 * (len(others) + 1) - 1
 

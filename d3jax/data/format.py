@@ -1,4 +1,4 @@
-"""How text files are written: what separates columns, and how letters are encoded.
+"""The format of text files: what separates columns, and how letters are encoded.
 
 This file imports no library, so that the command line can explain itself at once.
 """
@@ -20,7 +20,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t", **dict.fromkeys(ATOMIC, "\t")}
 
 @dataclass(frozen=True)
 class Format:
-    """How text files are written; quotes are those of RFC 4180, and an empty value is missing."""
+    """The format of text files; quotes are those of RFC 4180, and an empty value is missing."""
 
     separator: str | None = None
     """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
@@ -59,7 +59,7 @@ def suffix_of(path: Path) -> str:
 
 
 def _reads_text(encoding: str) -> bool:
-    """Whether text comes back from its bytes one by one, which leaves out codecs such as idna."""
+    """Return whether text comes back from its bytes one by one; codecs such as idna don't."""
     sample = "a,b\r\n1,2\n"
     try:
         decoder = codecs.getincrementaldecoder(encoding)("ignore")

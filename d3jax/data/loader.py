@@ -37,7 +37,7 @@ Grain 0.2.18 also leaves behind, with a warning, when the program ends."""
 def shuffle_index(
     index: np.ndarray, size: int, seed: tuple[int, ...], rounds: int = 4
 ) -> np.ndarray:
-    """Where a random permutation of [0, size) puts each `index`; int64, of the same shape.
+    """Return the place of each `index` in a random permutation of [0, size); int64.
 
     A Feistel network (Luby and Rackoff, 1988) permutes a x b >= size cells, where a and b are
     near the square root of size; a result outside [0, size) is put through it again, which ends
@@ -64,7 +64,7 @@ def shuffle_index(
 def window_index(
     index: np.ndarray, size: int, seed: tuple[int, ...], window_rows: int
 ) -> np.ndarray:
-    """Where a permutation of [0, size) that a disk can follow puts each `index`; int64.
+    """Return the place of each `index` in a permutation that a disk can follow; int64.
 
     Blocks of `window_rows` / 16 neighbouring rows are put in random order, counted from a random
     row and around the end, so that no epoch cuts the rows as another does. The order is cut into
@@ -149,7 +149,7 @@ class Gather:
         return _take(self.rows, self._order(place, num_rows, epoch), self.share)
 
     def row(self, step: int, position: int) -> int:
-        """Which row of the data stands at a position of the whole batch of `step`."""
+        """Return the row of the data at a position of the whole batch of `step`."""
         num_rows = len(self.rows.label)
         epoch, index = divmod(step, steps_per_epoch(num_rows, self.batch_size))
         place = np.array([index * self.batch_size + position])

@@ -186,11 +186,11 @@ _RULES = {
     "hashed": dict[str, int],
     "scenario": ScenarioRule,
 }
-"""What of the provenance decides ids and scenarios, or is counted on, and its type."""
+"""The parts of the provenance that decide ids and scenarios, or are counted on, by type."""
 
 
 def _provenance(value: Any) -> dict[str, Any]:
-    """How the data was prepared; what is counted on is of its type."""
+    """Return how the data was prepared, with the types that are counted on."""
     provenance = from_json(dict[str, Any], value, "provenance", DataError)
     for name, kind in _RULES.items():
         if name in provenance:

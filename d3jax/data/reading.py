@@ -39,7 +39,7 @@ class Files(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call the files."""
+        """The name of the files in messages."""
         first = self.paths[0].name
         return first if len(self.paths) == 1 else f"{first} to {self.paths[-1].name}"
 
@@ -189,7 +189,7 @@ def _header(path: Path, names: Sequence[str], kinds: Sequence[pa.DataType] = ())
 
 
 def _type_flaw(path: Path, name: str, kind: pa.DataType) -> str | None:
-    """What is wrong with a type that has no text, None where it has one."""
+    """Return what is wrong with a type that has no text, None where it has one."""
     try:
         text_of(pa.array([], kind.value_type if is_list(kind) else kind), name, f"file {path.name}")
     except DataError as error:

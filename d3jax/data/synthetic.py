@@ -25,7 +25,7 @@ from d3jax.errors import ConfigError
 
 
 class Effect(NamedTuple):
-    """How a field's values are spread (popularity of rank r ~ r^-skew) and move the logit."""
+    """A field's spread of values (popularity of rank r ~ r^-skew) and its weight in the logit."""
 
     num_values: int
     skew: float
@@ -229,7 +229,7 @@ def _value_effects(rng: np.random.Generator, effect: Effect) -> np.ndarray:
 
 
 def _bias(logits: np.ndarray, click_rate: float) -> float:
-    """What to add to `logits` so that their mean probability is `click_rate`."""
+    """Return what to add to `logits` so that their mean probability is `click_rate`."""
     return brentq(lambda bias: expit(logits + bias).mean() - click_rate, -50.0, 50.0)
 
 

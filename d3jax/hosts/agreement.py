@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other on the host; alone, a process hears itself."""
+"""The processes of one run tell each other bytes on the host; alone, a process hears itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Answer = TypeVar("Answer")
 
 
 def gather_bytes(mine: bytes) -> list[bytes]:
-    """What each process holds, in their order, told to every one; all call it together.
+    """Return the bytes of all processes, in their order; all call it together.
 
     For a moment every device holds all of it, padded to the longest.
     """

@@ -29,17 +29,17 @@ NOTICE = 15.0
 
 @dataclass(frozen=True)
 class Processes:
-    """How the processes of a run meet. Nothing here changes a result."""
+    """The meeting point of a run's processes. Nothing here changes a result."""
 
     distributed: bool = False
     """Train in several processes, one a host; all start with the same flags. SLURM, TPU pods,
     GKE and Open MPI tell each its place, elsewhere the next three flags do."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Where the others find process 0."""
+    """The address at which the others find process 0."""
     processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """How many processes there are."""
+    """The number of processes."""
     process: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
-    """Which of them this is, from 0."""
+    """The number of this one, from 0."""
 
     def __post_init__(self) -> None:
         given = [value is not None for value in (self.coordinator, self.processes, self.process)]

@@ -23,7 +23,7 @@ block, and with fewer rows that costs more than they do."""
 
 
 class Groups(NamedTuple):
-    """Where B rows lie in G blocks of R places, each block of one scenario."""
+    """The places of B rows in G blocks of R places, each block of one scenario."""
 
     place: Int[Array, " B"]
     """Each row's place, counted through all blocks."""
@@ -75,7 +75,7 @@ def collect(groups: Groups, blocks: Float[Array, "G R *F"]) -> Float[Array, "B *
 
 
 def present(groups: Groups, mask: Bool[Array, " B"]) -> Bool[Array, "G R"]:
-    """Which places hold a row that is real."""
+    """Return the places that hold a real row."""
     return jnp.take(mask, groups.row, mode="fill", fill_value=False)
 
 

@@ -15,7 +15,7 @@ from d3jax.layers.grouping import Groups, collect, group_rows, present, spread
 from d3jax.parameters import declare_array, ones, zeros
 
 MOMENTUM = 0.9
-"""How much of a running moment outlives a step."""
+"""The share of a running moment that outlives a step."""
 EPSILON = 1e-5
 """Added to a variance before its root is taken."""
 

@@ -18,11 +18,11 @@ from d3jax.layers.dense import sum_rows
 from d3jax.layers.normalization import EPSILON, BatchNorm, Moments, batch_moments, renewed
 
 SLOPE = 0.01
-"""What the leaky rectifier lets through of a negative number."""
+"""The leaky rectifier's slope for negative numbers."""
 
 
 class NormalizedLayer(NamedTuple):
-    """What the rows' kernels are added to, normalised with and multiplied by."""
+    """The parameters that the rows' kernels are added to, normalised with and multiplied by."""
 
     offset: Float[Array, "I O"]
     norm: BatchNorm
@@ -50,7 +50,7 @@ def normalized_layer(
 
 
 class _Saved(NamedTuple):
-    """What the gradient starts from."""
+    """The values that the gradient starts from."""
 
     params: NormalizedLayer
     used: Moments

@@ -20,7 +20,7 @@ def attention_heat_map(
     fields: Sequence[str],
     marked: np.ndarray | None = None,
 ) -> None:
-    """Which fields a scenario's rows attend to (Figure 4 of the D3 paper).
+    """Draws which fields a scenario's rows attend to (Figure 4 of the D3 paper).
 
     `attention` is what each field receives on average, as a multiple of an even share; `marked`
     [S N] outlines cells, such as those of planted domain-sensitive fields.

@@ -11,8 +11,8 @@ import ibis
 from d3jax.errors import ConfigError
 
 MEMORY = "2GB"
-"""What DuckDB may hold at once. The process takes up to twice as much: the operators that can't
-spill, Arrow and Python are not counted."""
+"""The memory that DuckDB may hold at once. The process takes up to twice as much: the
+operators that can't spill, Arrow and Python are not counted."""
 
 
 def duckdb_engine(

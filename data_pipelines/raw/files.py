@@ -36,12 +36,12 @@ class Raw(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call the table."""
+        """The name of the table in messages."""
         return self.opened.name
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What was read."""
+        """The files that were read."""
         return self.opened.paths
 
     @property
@@ -112,12 +112,12 @@ def check_unique(raw: Raw, column: str) -> None:
 
 
 def _spelt(text: str | None) -> str | None:
-    """What `plain` makes of a text in the engine."""
+    """Return what `plain` makes of a text, in the engine."""
     return spell(pa.array([text], pa.string()), kind_of([text]))[0].as_py()
 
 
 def places(raw: Raw, wanted: Callable[[Row], bool]) -> Iterator[str]:
-    """Where the rows that are `wanted` stand, such as "file log.csv, line 7", in file order."""
+    """Yield the places of `wanted` rows, such as "file log.csv, line 7", in file order."""
     for place, row in _located(raw):
         if wanted(row):
             yield place

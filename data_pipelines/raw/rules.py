@@ -24,11 +24,11 @@ class Rule(NamedTuple):
 
     @property
     def is_numeric(self) -> bool:
-        """Whether the column's values are to be numbers."""
+        """Return whether the column's values are to be numbers."""
         return re.fullmatch(NUMBER, self.value) is not None
 
     def holds(self, text: StringValue) -> BooleanValue:
-        """Whether the rule holds for values that are numbers, where they need to be."""
+        """Return whether the rule holds for values that are numbers, where they need to be."""
         left = _truths(text).cast("float64") if self.is_numeric else text
         right = float(self.value) if self.is_numeric else self.value
         match self.comparison:

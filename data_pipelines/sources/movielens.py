@@ -264,7 +264,7 @@ def _place(path: Path, line: str) -> str:
 
 
 def _line_number(path: Path, line: str) -> int:
-    """Where `line` stands in the file, from 1."""
+    """Return the number of `line` in the file, from 1."""
     with path.open(encoding="latin-1") as file:
         return next(number for number, text in enumerate(file, 1) if text.rstrip("\n") == line)
 

@@ -22,7 +22,7 @@ _TRUTH = "[Tt]rue|TRUE|[Ff]alse|FALSE"
 
 MAX_SCENARIOS = 100
 MAX_VALUES = 100
-"""Of a row in a field of several values: the most frequent are kept."""
+"""The values of a row in a field of several: the most frequent are kept."""
 
 # Blanks keep these apart from the names of a header, which has none at its ends.
 _LABEL, _SCENARIO, _TIME = " label", " scenario", " time"
@@ -185,7 +185,7 @@ def _fields(config: TableConfig, scenario: str, rule: raw.Rule) -> tuple[FieldSo
 
 
 def _separators(texts: Sequence[str]) -> dict[str, str]:
-    """What separates the values of each column of several; a bare name is of a list column."""
+    """Return the separator of each column of several values; a bare name is of a list column."""
     bare = [text for text in texts if "=" not in text]
     written = raw.parse_settings("multi", [text for text in texts if "=" in text])
     return {**dict.fromkeys(bare, raw.LIST), **written}

@@ -1,4 +1,4 @@
-"""How close a training step of D3 comes to what a GPU or a TPU can do, by precision and batch.
+"""The share of a GPU's or TPU's speed that a step of D3 reaches, by precision and batch.
 
 python -m experiments.bench.accelerator --out accelerator.json
 
@@ -40,7 +40,7 @@ PRODUCTS: dict[str, tuple[str, str | None]] = {
     "float32": ("float32", None),
     "float32, highest": ("float32", "highest"),
 }
-"""What is multiplied and how: by default an accelerator rounds the factors of a float32 product."""
+"""The types and the way of multiplying: by default an accelerator rounds float32 factors."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class AcceleratorBench:
     workload: Literal["tiny", "movielens", "ali-ccp"] = "ali-ccp"
     """Whose shapes the made-up rows have."""
     precisions: tuple[Precision, ...] = ("bf16", "float32")
-    """What generated weights are made, kept and multiplied in."""
+    """The type that generated weights are made, kept and multiplied in."""
     ranks: tuple[int, ...] = (0, 32)
-    """Of the generator; 0: the paper's."""
+    """The rank of the generator; 0: the paper's."""
     batch_sizes: tuple[int, ...] = (2048, 4096, 8192, 16384)
     """Rows of a step."""
     deterministic: bool = True
     """Add in one order, as d3jax train does unless told otherwise."""
     seconds: float = 2.0
-    """How long each kind of call is measured."""
+    """The seconds for which each kind of call is measured."""
     side: int = ACCELERATED[0]
-    """Of the square matrices whose product sets the limit."""
+    """The side of the square matrices whose product sets the limit."""
     copied: int = ACCELERATED[1]
     """Numbers of the array whose copy sets the limit of memory traffic."""
     out: Path | None = None
-    """Where to write the results as JSON."""
+    """The JSON file of the results."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Measured:
     rows_per_second: float
     tflops: float
     share: float
-    """Of the time that the products and the memory traffic need at the device's limits."""
+    """The share of the time that products and memory traffic need at the device's limits."""
     compile_seconds: float
     megabytes: float
-    """What the compiled step needs beside its arguments, and these."""
+    """The bytes that the compiled step needs beside its arguments, and these."""
     scored_per_second: float
 
 

@@ -1,4 +1,4 @@
-"""Whether two programs compute the same model: logits, losses, and the gradient of each weight.
+"""Proof that two programs compute the same model: logits, losses, each weight's gradient.
 
 Float32 sums in different orders differ, and where that puts a rectifier's input on the other side
 of 0, a row's share of the gradient jumps. So gradients are compared as vectors, which one row of
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 
 LOGIT_TOLERANCE = 2e-3
-"""Of the largest logit."""
+"""The tolerance, as a share of the largest logit."""
 
 LOSS_TOLERANCES = (1e-4, 1e-3)
-"""Of the first loss, and of that after a step, which magnifies what differs in small gradients."""
+"""The tolerances of the first loss, and of that after a step, which magnifies differences."""
 
 GRADIENT_TOLERANCE = 0.05
 """Length of the difference over the length of the gradient of one weight."""

@@ -46,7 +46,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Request:
-    """What a child shall do.
+    """The task of a child.
 
     `reference` writes weights, and what d3jax computes with them, into `folder`; `check` loads
     the weights and fails unless it computes the same; `probe` finds the best torch settings;
@@ -79,7 +79,7 @@ def serve(handle: Callable[[Request], dict[str, Any]]) -> None:
 
 
 def ask(request: Request) -> dict[str, Any]:
-    """What a child answers; raises `ChildError` when it fails."""
+    """Return what a child answers; raises `ChildError` when it fails."""
     variant = request.variant
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "request.json"), Path(folder, "answer.json")

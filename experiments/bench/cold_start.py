@@ -1,4 +1,4 @@
-"""How long a user waits: for the help, and for the first step of a training run.
+"""The time that a user waits: for the help, and for the first step of a training run.
 
 python -m experiments.bench.cold_start
 
@@ -28,7 +28,7 @@ FIRST_STEP = [sys.executable, "-m", "experiments.bench.first_step", "train"]
 
 @dataclass(frozen=True)
 class ColdStart:
-    """How often each command runs, and on what."""
+    """The number of runs of each command, and their data."""
 
     repeats: int = 5
     prepared: Path | None = None

@@ -1,4 +1,4 @@
-"""How time and memory grow with the rows of a step, the number of fields and that of scenarios.
+"""Time and memory by the rows of a step, the number of fields and that of scenarios.
 
 python -m experiments.bench.growth --out growth.md
 
@@ -36,16 +36,16 @@ class Growth:
     scenario_counts: tuple[int, ...] = SCENARIO_COUNTS
     """Scenarios, in steps of 2,048 rows of 8 fields; for backbones that have layers for each."""
     ranks: tuple[int, ...] = (0, 32)
-    """Of D3's generator; 0 is the paper's form."""
+    """The rank of D3's generator; 0 is the paper's form."""
     seconds: float = 3.0
-    """How long each kind of call is measured, at least two steps."""
+    """The seconds for which each kind of call is measured, at least two steps."""
     rounds: int = 1
     out: Path | None = None
-    """Where to write the table as Markdown."""
+    """The Markdown file of the table."""
 
 
 class Size(NamedTuple):
-    """What a step is made of, and the models that take it."""
+    """The sizes of a step, and the models that take it."""
 
     text: str
     workload: str
@@ -54,7 +54,7 @@ class Size(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of a training step, scoring, and the process that does both."""
+    """The cost of a training step, of scoring, and of the process that does both."""
 
     train_rows: float
     """A second."""

@@ -29,7 +29,7 @@ from experiments.bench.timing import peak_megabytes
 from experiments.bench.workload import WORKLOADS, make_batches, make_schema
 
 STEPS = 1000
-"""Of the run that the benchmark pretends to be a part of."""
+"""The steps of the run that the benchmark pretends to be a part of."""
 
 
 TABLE = "embedding.table"
@@ -53,7 +53,7 @@ class JaxRunner:
             pass
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """Of each row."""
+        """Return each row's logit."""
         [(_, scored)] = self._scored([batch])
         return np.asarray(scored.logits)
 

@@ -1,4 +1,4 @@
-"""What the machine can do at most: matrix products and copies, by the best library.
+"""The limits of the machine: matrix products and copies, by the best library.
 
 On a computer's own cores float32 products, and copies by all threads; on an accelerator, where
 jax has one, its bfloat16 products and its copies.

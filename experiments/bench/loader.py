@@ -1,4 +1,4 @@
-"""How many rows a second the loader shuffles out of memory-mapped columns.
+"""The rows a second that the loader shuffles out of memory-mapped columns.
 
 python -m experiments.bench.loader --rows 5000000 --fields 24
 python -m experiments.bench.loader --rows 20000000 --window-rows 262144 --cold --steps 300
@@ -35,7 +35,7 @@ class LoaderBench:
     cold: bool = False
     """Drop the files from the page cache before each measurement (Linux only)."""
     directory: Path | None = None
-    """Where to put the file; a temporary directory when None."""
+    """The folder of the file; a temporary one when None."""
 
 
 def write_columns(bench: LoaderBench, directory: Path) -> None:

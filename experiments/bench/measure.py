@@ -1,4 +1,4 @@
-"""What a child process measures of its variant, the same on every side."""
+"""The measurements of a child process of its variant, the same on every side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a benchmark writes: looked at before it measures for hours, and written as it goes."""
+"""The output of a benchmark: looked at before it measures for hours, and written as it goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast d3jax trains and scores beside the same models in torch.
+"""The speed of d3jax in training and scoring beside the same models in torch.
 
 python -m experiments.bench.peers --out peers.json --picture peers.png
 
@@ -33,7 +33,7 @@ WorkloadName = Literal["tiny", "movielens", "ali-ccp"]
 
 @dataclass(frozen=True)
 class PeersBench:
-    """What is compared, and how long it is measured."""
+    """The models that are compared, and the time of measuring."""
 
     workloads: tuple[WorkloadName, ...] = ("movielens", "ali-ccp")
     """Whose shapes the made-up rows have."""
@@ -48,15 +48,15 @@ class PeersBench:
     rounds: int = 5
     """Turns that each variant takes, a process each."""
     seconds: float = 5.0
-    """How long each kind of call is measured in a turn, at least two steps."""
+    """The seconds of each kind of call in a turn, at least two steps."""
     candidates: int = 500
     """Rows of a request whose latency is measured, beside one row."""
     out: Path | None = None
-    """Where to write the results as JSON."""
+    """The JSON file of the results."""
     picture: Path | None = None
-    """Where to draw them, as PNG."""
+    """The PNG file of their picture."""
     directory: Path | None = None
-    """Where to keep weights meanwhile, a GB of them; the system's folder when None."""
+    """The folder of weights meanwhile, a GB of them; the system's folder when None."""
 
 
 def compare(

@@ -34,10 +34,10 @@ class Line:
     score: Summary
     peak_megabytes: float
     compile_seconds: float
-    """What the first training step takes longer than the others."""
+    """The seconds that the first training step takes longer than the others."""
     train_share: float
     score_share: float
-    """Of the least time that the machine needs for the arithmetic or the memory traffic."""
+    """The share that is the machine's least time for the arithmetic or the memory traffic."""
     latency: dict[str, tuple[float, float]]
     """Median and 99th percentile in ms, by number of rows."""
     others: float
@@ -47,12 +47,12 @@ class Line:
 
     @property
     def disturbed(self) -> bool:
-        """Whether a third process took part in any round."""
+        """Return whether a third process took part in any round."""
         return self.others > DISTURBED
 
 
 def work_of(variant: Variant, workload: Workload, rows: int) -> tuple[Work, Work]:
-    """What a training step and a scoring step of a variant can't do without."""
+    """Return the least work of a training step and of a scoring step of a variant."""
     schema = make_schema(workload)
     network = count(build_model(schema, variant.config).declared.params.network)
     return (

@@ -1,4 +1,4 @@
-"""How the cost of a training step grows with the embedding table, for each way to update it.
+"""The growth of a training step's cost with the embedding table, for each way to update it.
 
 python -m experiments.bench.table_growth --rows 10000 100000 1000000 10000000
 

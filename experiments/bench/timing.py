@@ -62,7 +62,7 @@ class OneByOne(ABC):
 
 @dataclass(frozen=True)
 class Rate:
-    """What one stretch of steps gave."""
+    """The measured rate of one stretch of steps."""
 
     rows_per_second: float
     first_seconds: float
@@ -75,7 +75,7 @@ class Rate:
 
 
 class Stretch(NamedTuple):
-    """What a piece of work took: wall time, page faults, and the cores that others used."""
+    """The cost of a piece of work: wall time, page faults, and the cores that others used."""
 
     seconds: float
     faults: int
@@ -154,7 +154,7 @@ class Summary(NamedTuple):
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Of at least one value; quartiles are interpolated."""
+    """Return the summary of at least one value; quartiles are interpolated."""
     low, median, high = np.percentile(values, (25, 50, 75))
     return Summary(float(median), float(low), float(high))
 
@@ -170,7 +170,7 @@ def _own_seconds() -> float:
 
 
 def _busy_seconds() -> float:
-    """Of all cores together, since the machine started: user, nice, system, interrupts, stolen."""
+    """Return the busy seconds of all cores since the start, interrupts and stolen time included."""
     ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     user, nice, system, _, _, hard, soft, stolen = ticks
     return (user + nice + system + hard + soft + stolen) / os.sysconf("SC_CLK_TCK")

@@ -35,7 +35,7 @@ from experiments.bench.workload import WORKLOADS, make_batches, make_schema
 
 
 class TorchSide(Runner, Scorer, Protocol):
-    """What this side measures: all of it is the same object."""
+    """The measurements of this side: all of it is the same object."""
 
 
 class TorchRunner(OneByOne):
@@ -145,7 +145,7 @@ def make_runner(request: Request) -> Callable[[TorchSettings], TorchSide]:
 
 
 def check(request: Request) -> dict[str, Any]:
-    """What differs from the reference; compiled or not, as the variant will be timed."""
+    """Return what differs from the reference; compiled or not, as the variant will be timed."""
     first, second = make_batches(WORKLOADS[request.workload], request.batch_size, 2)
     runner = make_runner(request)(request.chosen.train)
     assert isinstance(runner, TorchRunner)
@@ -161,7 +161,7 @@ def check(request: Request) -> dict[str, Any]:
 
 
 def candidates(tuned: bool) -> list[TorchSettings]:
-    """What to try: with a tuned variant, each number of threads, compiled and not."""
+    """Return the settings to try: if `tuned`, each number of threads, compiled and not."""
     if not tuned:
         return [TorchSettings()]
     if DEVICE == "cuda":

@@ -1,4 +1,4 @@
-"""What the speed benchmark compares: the same models in d3jax and in torch, each as several ways.
+"""The variants of the speed benchmark: the same models in d3jax and in torch, in several ways.
 
 Every variant is a line of the table. A family holds the variants of one model; those in torch take
 their weights from d3jax's reference of the family, and must agree with it before they are timed.
@@ -58,7 +58,7 @@ class Variant:
 
     @property
     def whole_table(self) -> bool:
-        """Whether a step moves every row of the embedding table."""
+        """Return whether a step moves every row of the embedding table."""
         rows_only = self.side == "d3jax" and self.config.optimizer.embedding_update != "dense"
         return not (self.sparse or rows_only)
 

@@ -1,4 +1,4 @@
-"""How much arithmetic and memory traffic a step can't do without, from the model's shapes.
+"""The arithmetic and memory traffic that a step can't do without, by the model's shapes.
 
 Only matrix products are counted, a multiplication and an addition each; what stands between them
 is small beside them, or moves memory rather than computing. So the numbers are lower bounds.
@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 
 def mlp_flops(widths: Sequence[int]) -> int:
-    """Of one row through dense layers of the given widths, the input's first."""
+    """Return the operations of a row through dense layers of these widths, the input's first."""
     return sum(2 * inputs * outputs for inputs, outputs in pairwise(widths))
 
 
@@ -57,7 +57,7 @@ def d3_flops(config: D3Options, fields: int, dim: int, width: int) -> int:
 
 
 def row_flops(config: Config, schema: Schema) -> int:
-    """Of one row through the model; of a scenario's own parts, those of the row's scenario only."""
+    """Return the operations of a row through the model, with its own scenario's parts only."""
     flat = schema.num_fields * config.model.embedding_dim
     match config.model.backbone, config.model.head:
         case "plain", "d3":
@@ -80,7 +80,7 @@ def row_flops(config: Config, schema: Schema) -> int:
 def train_work(
     config: Config, schema: Schema, rows: int, network: int, whole_table: bool = True
 ) -> Work:
-    """Of a training step on `rows` rows of a model with `network` parameters beside the table.
+    """Return the work of a training step; `network` counts the parameters beside the table.
 
     `whole_table`: the optimizer moves every row of the table, not those of the batch alone; the
     latter, far fewer, are not counted.
@@ -92,7 +92,7 @@ def train_work(
 
 
 def score_work(config: Config, schema: Schema, rows: int, network: int) -> Work:
-    """Of scoring `rows` rows: the weights are read once."""
+    """Return the work of scoring `rows` rows: the weights are read once."""
     return Work(rows * row_flops(config, schema), FLOAT_BYTES * network)
 
 

@@ -1,4 +1,4 @@
-"""What the speed benchmark trains on: made-up rows in the shapes of public data sets."""
+"""The data that the speed benchmark trains on: made-up rows in the shapes of public data sets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WORKLOADS = {
 
 
 FIELD_COUNTS = (4, 8, 16, 32)
-"""Of the sizes that show how the cost grows with the number of fields."""
+"""The fields of the sizes that show how the cost grows with their number."""
 
 WORKLOADS |= {
     f"{count} fields": Workload(f"{count} fields", (10_000,) * count, (0.4, 0.1, 0.5))
@@ -47,7 +47,7 @@ WORKLOADS |= {
 }
 
 SCENARIO_COUNTS = (3, 10, 30, 100)
-"""Of the sizes that show how the cost grows with the number of scenarios."""
+"""The scenarios of the sizes that show how the cost grows with their number."""
 
 WORKLOADS |= {
     f"{count} scenarios": Workload(

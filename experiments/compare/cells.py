@@ -31,7 +31,7 @@ from d3jax.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a finished cell tells: its test metrics and what they cost."""
+    """The result of a finished cell: its test metrics and what they cost."""
 
     evaluation: Evaluation
     weights: int

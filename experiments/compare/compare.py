@@ -63,7 +63,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare and where; `configs` is a folder of presets by method, such as
+    """The methods to compare, and where; `configs` is a folder of presets by method, such as
     `adi-d3.json`, which replace `config` for their methods; `keep` leaves checkpoints."""
 
     table: Table
@@ -153,8 +153,8 @@ def _cells(plan: Plan, methods: Sequence[Method]) -> list[Cell]:
 
 
 def _unweighed(plan: Plan, prepared: Prepared, results: Results) -> list[str]:
-    """Of which runs the best weights are older than D3's weighing of rows, which then has no part
-    in their metrics."""
+    """Return a remark on the runs whose best weights are older than D3's weighing of rows, which
+    then has no part in their metrics."""
     notes = []
     for method in plan.table.methods:
         cells = results.get(method.name, {}).values()
@@ -206,7 +206,7 @@ def _train(
 
 
 def remaining_seconds(spent: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:
-    """How long the methods that are left will take, by the mean of those that are done.
+    """Return the seconds that the methods left will take, by the mean of those that are done.
 
     A method that was never timed counts as the mean of all; None before anything was timed.
     """
@@ -218,7 +218,7 @@ def remaining_seconds(spent: Mapping[str, Sequence[float]], left: Sequence[str])
 
 
 def time_left(results: Results, left: Sequence[Cell]) -> str:
-    """How long the cells that are left will take, in words; empty before that can be told."""
+    """Return the time that the cells left will take, in words; empty before that can be told."""
     spent = {name: [r.seconds for r in done.values()] for name, done in results.items()}
     seconds = remaining_seconds(spent, [cell.method.name for cell in left])
     return f"about {duration(seconds)} left" if seconds else ""

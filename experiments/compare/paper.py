@@ -29,7 +29,7 @@ CAVEATS = (
     "MovieLens (AUC .7876), both in scenario 3, and two logloss values get worse with D3 "
     "(STAR on MovieLens .5249 to .5271, MMoE on ADC .2653 to .2657).",
 )
-"""What speaks against taking the printed numbers as targets."""
+"""Reasons against taking the printed numbers as targets."""
 
 _POSITION = "301"
 """Ali-CCP's field of the ad's position, which is its scenario."""

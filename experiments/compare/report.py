@@ -37,7 +37,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison measured, and all that a report needs to say about it."""
+    """The measurements of a comparison, and all that a report needs to say about it."""
 
     table: Table
     prepared: Prepared
@@ -46,7 +46,7 @@ class Comparison:
     results: Mapping[str, Mapping[int, CellResult]]
     """Finished cells by method and seed."""
     notes: list[str] = field(default_factory=list)
-    """What was left out, what failed, and what to know of the rest."""
+    """Remarks on what was left out, what failed, and what to know of the rest."""
 
     @cached_property
     def evaluations(self) -> dict[str, dict[int, Evaluation]]:
@@ -82,7 +82,7 @@ class Comparison:
         return next(iter(self.results[method].values())).weights
 
     def base(self, method: str) -> str | None:
-        """What a method is tested against."""
+        """Return the method that another is tested against."""
         found = self.table.method(method)
         return found.base if found else None
 
@@ -163,7 +163,7 @@ def sections(comparison: Comparison) -> dict[str, list[list[str]]]:
 
 
 def remarks(comparison: Comparison) -> dict[str, list[str]]:
-    """What is tested against what, what was left out, and what the paper's numbers are worth."""
+    """Return remarks: the tests, what was left out, and the worth of the paper's numbers."""
     bases = [
         f"{method} against {comparison.base(method)}"
         for method in comparison.methods

@@ -1,4 +1,4 @@
-"""What several seeds say together: mean, spread, and whether a difference is more than chance."""
+"""Statistics of several seeds: mean, spread, and whether a difference is more than chance."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Summary(NamedTuple):
 
     @property
     def verdict(self) -> Literal["better", "worse", ""]:
-        """Whether the difference from the base is significant, and its direction."""
+        """Return whether the difference from the base is significant, and its direction."""
         if self.p_holm is None or self.p_holm >= LEVEL or self.difference is None:
             return ""
         return "better" if (self.difference > 0) == TESTED[self.metric] else "worse"

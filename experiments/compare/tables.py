@@ -1,4 +1,4 @@
-"""What the D3 paper compares: Tables 1 to 3 and Figures 3 and 4, as lists of methods."""
+"""The comparisons of the D3 paper: Tables 1 to 3 and Figures 3 and 4, as lists of methods."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ OPEN_POINTS: dict[str, tuple[tuple[str, Any], ...]] = {
     "gate reads the embeddings": (("d3.gate_input", "raw"),),
     "added, not multiplied": (("d3.kernel_fusion", "additive"), ("d3.bias_fusion", "additive")),
 }
-"""What the paper leaves open, or prints in one way and its authors' code has in another."""
+"""Points that the paper leaves open, or prints in one way and its authors' code has in another."""
 
 
 def open_points(backbone: str = "adi") -> Table:

@@ -1,1 +1,1 @@
-"""What D3 does on data whose truth is known."""
+"""Evidence of D3 on data whose truth is known."""

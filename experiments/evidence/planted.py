@@ -49,7 +49,7 @@ class Study:
     """The data sets, and the models that are trained on each."""
 
     sensitivities: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
-    """How strongly a scenario's own fields act, the smallest scenario at its usual share."""
+    """The strengths of a scenario's own fields, the smallest scenario at its usual share."""
     shares: tuple[float, ...] = (0.002, 0.008, 0.05, 0.2)
     """The smallest scenario's share of the rows, the sensitivity at 1."""
     rows: int = 400_000
@@ -105,8 +105,8 @@ def three_methods(backbone: str) -> Table:
 def precision(
     scores: np.ndarray, planted: np.ndarray, considered: Sequence[int]
 ) -> tuple[float, float]:
-    """Of the k fields with the highest scores the share that was planted, k being the number of
-    planted ones, and what drawing k at random would give; a tie counts by its share."""
+    """Return the planted share of the k fields with the highest scores, k being the number of
+    planted ones, and that of k fields drawn at random; a tie counts by its share."""
     score, hit = scores[list(considered)], planted[list(considered)]
     count = int(hit.sum())
     # A field above the k-th place counts fully, and those that tie for it share what is left.
@@ -116,7 +116,7 @@ def precision(
 
 
 def outcomes(setting: Setting, comparison: Comparison) -> Iterator[Outcome]:
-    """Of every method in every group of rows."""
+    """Return the outcome of every method in every group of rows."""
     prepared, schema = comparison.prepared, comparison.prepared.schema
     best = best_possible(prepared, "test")
     planted = planted_fields(prepared)
@@ -184,7 +184,7 @@ def markdown(found: Sequence[Outcome], command: str) -> str:
 
 
 def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
-    """What `method` adds to `base`, for each group, against what varies in the data."""
+    """Draws what `method` adds to `base`, for each group, against what varies in the data."""
     varied = list(dict.fromkeys(one.setting.varied for one in found))
     groups = list(dict.fromkeys(one.group for one in found))
     by = {(one.setting, one.method, one.group): one for one in found}

@@ -113,7 +113,7 @@ def observe(run: Run, loaded: Loaded, prepared: Prepared, split: str) -> Observe
 
 
 def adapter_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarray | None:
-    """What each row's loss counts by the run's adapter; None for a run without one."""
+    """Return the weight of each row's loss by the run's adapter; None for a run without one."""
     adapter = _active_adapter(run, loaded)
     if adapter is None:
         return None

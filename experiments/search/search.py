@@ -50,8 +50,8 @@ Report = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Search:
-    """What to look for and for how long; `out` is the preset file to write, beside which the
-    study's file lies."""
+    """A search: what to look for and for how long; `out` is the preset file to write, beside
+    which the study's file lies."""
 
     config: Config
     space: str
@@ -70,7 +70,7 @@ class Search:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the monitored metric is a loss."""
+        """Return whether the monitored metric is a loss."""
         return self.config.train.monitor == "logloss"
 
 
@@ -320,7 +320,7 @@ def _run_final(
     console: Console,
     should_stop: Callable[[int], bool],
 ) -> list[float]:
-    """What a trial's settings reach with each seed; the study's file keeps what is known."""
+    """Return what a trial's settings reach with each seed; the study's file keeps what is known."""
     config = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
     values = []
     for seed in range(plan.seeds):

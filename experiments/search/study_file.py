@@ -16,7 +16,7 @@ from d3jax.owned import replacing
 
 NAME = "search"
 IDENTITY = "identity"
-"""What the study's file keeps of the settings and the data it is about."""
+"""The attribute that keeps the settings and the data it is about."""
 
 _OURS = """
     SELECT count(*) FROM studies JOIN study_user_attributes USING (study_id)

@@ -214,7 +214,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     def _reading(
         self, step: int, refusal: Callable[[int, str], CheckpointError], read: Callable[[], Any]
     ) -> Any:
-        """What `read` gives, or a `refusal` of what Orbax raises where a file isn't as it was."""
+        """Return what `read` gives; raise a `refusal` where Orbax finds a file not as it was."""
         with unheard():
             try:
                 return read()
@@ -263,7 +263,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         return tuple(told)
 
     def _move_aside(self, step: int) -> Path:
-        """Where the first process moves the folder of `step`, so that it never counts again."""
+        """The first process moves the folder of `step` aside, so that it never counts again."""
         parent = self._directory / DAMAGED
         names = [str(step), *(f"{step}-{number}" for number in range(2, 1000))]
         target = next(parent / name for name in names if not (parent / name).exists())

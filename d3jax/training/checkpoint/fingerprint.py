@@ -58,7 +58,7 @@ def parse_fingerprints(saved: Mapping[str, Any]) -> dict[str, Fingerprint]:
 
 
 def _one_copy(array: Any) -> Any:
-    """Of what every device holds whole, the first device's, on the host when it is small."""
+    """Return the first device's copy of what all hold whole, on the host when it is small."""
     if isinstance(array, jax.Array) and array.is_fully_replicated:
         array = array.addressable_data(0)
         return array if array.size > SMALL else np.asarray(array)

@@ -1,4 +1,4 @@
-"""What tells a damaged checkpoint from a whole one: its seal, its fingerprints, Orbax' refusal."""
+"""Seal, fingerprints and Orbax' refusal tell a damaged checkpoint from a whole one."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def sealed(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(metadata: Any) -> bool:
-    """Whether this is the metadata of a version that didn't write fingerprints yet."""
+    """Return whether this is the metadata of a version that didn't write fingerprints yet."""
     written = metadata.keys() if isinstance(metadata, dict) else set()
     return "identity" in written and not {"digest", "fingerprints"} & written
 
 
 def metadata_flaw(metadata: Any) -> str | None:
-    """What is wrong with sealed metadata that was read back; None when all is well."""
+    """Return what is wrong with sealed metadata that was read; None when all is well."""
     if not metadata or not isinstance(metadata, dict):
         return "_CHECKPOINT_METADATA is missing or unreadable, or it was not written by d3jax"
     rest = {name: value for name, value in metadata.items() if name != "digest"}

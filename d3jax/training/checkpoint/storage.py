@@ -93,7 +93,7 @@ def check_storable(directory: Path) -> None:
 
 
 def _is_text(path: str) -> bool:
-    """Whether the path's bytes are valid UTF-8; Python has surrogates for those that aren't."""
+    """Return whether the path is valid UTF-8; Python has surrogates for those that aren't."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -102,7 +102,7 @@ def _is_text(path: str) -> bool:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """Whether a message is not Orbax', which also logs all that it raises, with a traceback."""
+    """Return whether a message is not Orbax', which logs all that it raises, with a traceback."""
     return "/orbax/" not in record.pathname
 
 

@@ -30,7 +30,7 @@ _FORMATS = {
     **dict.fromkeys(FIELD_NAMES, ("^[0-9]{1,9}$", "a whole number below 1,000,000,000")),
     POSITION: ("^[1-3]$", "1, 2 or 3"),
 }
-"""What a value must match, and how to say it."""
+"""The pattern that a value must match, and its name in words."""
 
 _AGAIN = "download the file again"
 
@@ -103,7 +103,7 @@ def _read(connection: ibis.BaseBackend, path: Path, split: str, scratch: Path | 
 
 
 def _line_number(path: Path, name: str, value: str) -> int:
-    """Where the column first has this value, from 1."""
+    """Return the line where the column first has this value, from 1."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         return next(reader.line_num for row in reader if (row[name] or "") == value)

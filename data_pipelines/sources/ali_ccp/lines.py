@@ -97,12 +97,12 @@ def parse(
 
 
 def slots(name: str, max_slots: int) -> int:
-    """How many values of a field are kept."""
+    """The number of values of a field that are kept."""
     return max_slots if name in MULTI_VALUED else 1
 
 
 def line_number(path: Path, wanted: Callable[[str], bool]) -> int:
-    """Where the first line that is `wanted` stands in the file, from 1."""
+    """Return the number of the first line that is `wanted`, from 1."""
     with path.open(encoding="utf-8") as file:
         return next(at for at, line in enumerate(file, 1) if wanted(line.rstrip("\n")))
 
@@ -147,7 +147,7 @@ def _last(items: ArrayValue, name: str, count: int) -> StringValue:
 
 
 def _describe(path: Path, kind: str, line: str) -> str:
-    """What is wrong with a malformed line: its columns, a value or an item of its list."""
+    """Return what is wrong with a malformed line: its columns, a value or an item of its list."""
     names, cells = COLUMNS[kind], line.split(",")
     place = f"file {path.name}, line {line_number(path, lambda other: other == line)}"
     if len(cells) != len(names):
