@@ -36,7 +36,7 @@ def mlp_flops(widths: Sequence[int]) -> int:
 
 
 def d3_flops(config: D3Options, fields: int, dim: int, width: int) -> int:
-    """Of one row through the D3 head on `fields` embeddings of width `dim` (Eq. 6-14).
+    """Return the operations of a row through the D3 head on `fields` embeddings of width `dim`.
 
     The generator dominates: R shared matrices [I, O], I = N D and O = `width`, are mixed by row,
     R = M = N H in the paper's form and `rank` in the factored one.

@@ -57,7 +57,7 @@ class Study:
     """The backbone that gets D3."""
     seeds: int = 3
     out: Path = Path("planted")
-    """Where data, runs, table and pictures go."""
+    """The folder of data, runs, table and pictures."""
     settings: tyro.conf.Suppress[Config] = field(default_factory=lambda: PRESETS["synthetic"])
 
 
