@@ -137,7 +137,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where raw rows are read: an engine, a folder for what doesn't fit in memory, a progress bar.
+    """A workplace to read raw rows in: an engine, a folder for what is large, a progress bar.
 
     What `enter` opened is closed when the rows are prepared.
     """
@@ -168,7 +168,7 @@ class DataSet(ABC):
     overwrite: bool = False
     """Replace the prepared directory if it exists."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What computes: DuckDB in this process, or Spark as its own configuration says."""
+    """The engine: DuckDB in this process, or Spark as its own configuration says."""
 
     @abstractmethod
     def read(self, place: Workplace) -> Source:

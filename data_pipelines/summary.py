@@ -34,7 +34,7 @@ def _sizes(prepared: Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def remarks(prepared: Prepared) -> list[str]:
-    """What happened to rows on the way that a reader of the table should know."""
+    """Return remarks on rows that the reader of a table should know."""
     provenance = prepared.provenance
     lines = [
         f"{count:,} rows left out: {reason}"

@@ -44,9 +44,9 @@ class AdaSparseOptions:
     sharpness: float = 1.0
     """Alpha, the steepness of the pruners' sigmoid at first; scaling has none."""
     growth: float = 1e-4
-    """What each training step adds to the steepness."""
+    """The increase of the steepness in each training step."""
     sharpest: float = 5.0
-    """Where the steepness stops growing."""
+    """The steepness at which it stops growing."""
 
     def __post_init__(self) -> None:
         check_types(self, "adasparse.")

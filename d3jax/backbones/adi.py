@@ -39,15 +39,15 @@ class ADIOptions:
     """ADI, the adaptive domain interest network."""
 
     excitation: Excitation = "linear"
-    """What the interest adaptation's weights pass through."""
+    """The function that the interest adaptation's weights pass through."""
     norm: NormPlace = "input"
-    """Where scenarios are normalised on their own: the input, or also after each dense layer."""
+    """The layers normalised by scenario: the input, or also after each dense layer."""
     layers: tuple[int, ...] = (64, 32)
     """Widths of the shared and the scenario's own network."""
     shared_networks: int = 1
     """Number of shared networks."""
     mixture: Mixture = "softmax"
-    """How shared networks are weighed; a ratio of affine functions can blow up."""
+    """The weights of shared networks; a ratio of affine functions can blow up."""
     forward_width: int = 32
     """Width of the scenario's forward network."""
     forward: Forward = "own"
@@ -55,7 +55,7 @@ class ADIOptions:
     head_layers: tuple[int, ...] = (64, 16)
     """Dense layers between the forward network and the logit."""
     d3_reads: Reads = "adapted"
-    """What D3 selects features from: adapted embeddings, or embeddings as they were looked up."""
+    """The embeddings that D3 selects from: adapted, or raw as they were looked up."""
     keep_forward: bool = False
     """With D3 or another generator, keep the scenario's forward network on top of its layer."""
 

@@ -42,7 +42,7 @@ class STAROptions:
     auxiliary: tuple[int, ...] = (32,)
     """Hidden widths of the auxiliary network."""
     scenario_init: ScenarioInit = "ones"
-    """How scenario weights start: near 1, so the product starts as the shared weights, or drawn."""
+    """ones: scenario weights start near 1, as the shared ones alone; or glorot: drawn."""
     gate_bias: bool = False
     """With D3, the biases are gated as well: g0 of the scenario's plus g1 of the shared one."""
     gate_depth: GateDepth = "all"

@@ -30,7 +30,7 @@ _LABEL, _SCENARIO, _TIME = " label", " scenario", " time"
 
 @dataclass(frozen=True)
 class TableConfig:
-    """What the columns of a table mean. All that are named are fields, but for label and time."""
+    """The meaning of a table's columns. All that are named are fields, but for label and time."""
 
     label: str
     """A column of 0 and 1, or a rule such as 'rating>3' (>, >=, <, <=, = or !=)."""
@@ -55,7 +55,7 @@ class TableConfig:
     separator: str | None = None
     """Between the columns: one character, or 'tab'; told by the file's suffix when not given."""
     encoding: str = "utf-8"
-    """Of text files: a name that Python knows, such as latin-1."""
+    """The encoding of text files: a name that Python knows, such as latin-1."""
 
 
 @dataclass(frozen=True, kw_only=True)

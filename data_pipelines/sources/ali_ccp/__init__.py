@@ -19,7 +19,7 @@ class AliCCP(DataSet):
     multi_valued: bool = False
     """Keep several values of a multi-valued field instead of the last one."""
     max_slots: int = 8
-    """How many of them."""
+    """The number of them."""
     encoded: bool = False
     """The files are those of Scenario-Wise-Rec, whose ids are kept."""
 

@@ -179,7 +179,7 @@ def test_the_states_of_training_and_evaluation_differ() -> None:
     assert np.abs(trained.own.mean - model.state.own.mean).min() > 1e-4
 
 
-@pytest.mark.parametrize("name", ["transform", RICH])
+@pytest.mark.parametrize("name", ["linear, transform", RICH])
 def test_gradients_are_the_slopes_of_the_reference(name: str) -> None:
     model = case(name)
     gradient = model.gradient(model.inputs())
@@ -207,7 +207,7 @@ def own_leaves(params: SARNetParams) -> list[jax.Array]:
     return own + (list(params.mixer) if params.mixer.kernel.ndim == 3 else [])
 
 
-@pytest.mark.parametrize("name", ["transform", RICH])
+@pytest.mark.parametrize("name", ["linear, transform", RICH])
 def test_an_absent_scenario_is_left_alone(name: str) -> None:
     model = case(name)
     by_params, by_x = model.gradient(model.inputs(TWO))

@@ -238,9 +238,7 @@ def run_with_stops(trainer, schema, directory, stops):
     return log, bits(end[0]), end[1]
 
 
-@pytest.mark.parametrize(
-    "stops", [*({step} for step in range(1, 13)), {2, 3, 9}, set(range(1, 13))], ids=str
-)
+@pytest.mark.parametrize("stops", [{7}, {2, 3, 9}, set(range(1, 13))], ids=str)
 def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(
     trainer, schema, tmp_path, uninterrupted, stops
 ):
