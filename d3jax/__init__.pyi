@@ -1,6 +1,7 @@
 """The front door: what `import d3jax` gives. A line here is all that a new name takes."""
 
 from d3jax import nnx as nnx
+from d3jax.adapters.d3 import d3_balance as d3_balance
 from d3jax.backbones.adi import adi as adi
 from d3jax.backbones.m2m import m2m as m2m
 from d3jax.backbones.mmoe import mmoe as mmoe
@@ -58,7 +59,6 @@ from d3jax.trained import RunEvaluation as RunEvaluation
 from d3jax.trained import TrainedRun as TrainedRun
 from d3jax.trained import load as load
 from d3jax.trained import train as train
-from d3jax.training.loss import d3_balance as d3_balance
 from d3jax.training.metrics import Evaluation as Evaluation
 from d3jax.training.metrics import Metrics as Metrics
 from d3jax.training.optimizer import optimizer as optimizer

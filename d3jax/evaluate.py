@@ -15,9 +15,9 @@ from d3jax.data.loader import evaluation_batches, steps_per_epoch
 from d3jax.data.prepared import SPLITS, Prepared
 from d3jax.errors import CheckpointError, DataError
 from d3jax.hosts.agreement import gather_arrays
+from d3jax.parts import build_trainer
 from d3jax.run import Run
 from d3jax.training.checkpoint.checkpoints import Checkpoints, Restored
-from d3jax.training.fit import build_trainer
 from d3jax.training.metrics import Evaluation, Scores, evaluate_scores
 from d3jax.training.scoring import collect_scores, score_batches
 from d3jax.training.step import Scored, TrainState

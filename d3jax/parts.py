@@ -1,50 +1,26 @@
-"""From a configuration to the parts it names: the one place where names become functions.
-
-The heads that have names are here too, since D3's has two forms in two files.
-"""
+"""From a configuration to the parts it names, and to the trainer that is made of them."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from jax.sharding import Mesh
+
+from d3jax.adapters.d3 import d3_balance
 from d3jax.base import Backbone, Head, LossAdapter, Model
 from d3jax.batch import Schema
 from d3jax.choice import AdapterChoice, BackboneChoice, HeadChoice
 from d3jax.config import Config
 from d3jax.errors import ConfigError
-from d3jax.heads import WHOLE_WIDTH, D3Options, d3, dense_head, generated
-from d3jax.layers.prior_gates import pepnet, prior_fields
-from d3jax.meta import meta_generator
+from d3jax.layers.prior_gates import prior_fields
 from d3jax.models import assemble
 from d3jax.needs import GATED, generates_inside
-from d3jax.official import d3_official
-from d3jax.registry import ADAPTERS, BACKBONES, HEADS, Part
-from d3jax.training.loss import BalanceOptions, d3_balance
-
-META_KNOWLEDGE = 64
-"""Width of the knowledge of M2M's generator where it takes D3's place (Jia et al., 2024)."""
-
-
-def _own(choice: HeadChoice) -> Head:
-    return choice.own
-
-
-def _d3(choice: HeadChoice) -> Head:
-    options: D3Options = choice.options
-    options = dataclasses.replace(options, width=options.width or choice.width)
-    return d3_official(options) if options.form == "official" else d3(options, choice.tail)
-
-
-def _m2m_wg(choice: HeadChoice) -> Head:
-    return generated(meta_generator(META_KNOWLEDGE), WHOLE_WIDTH, choice.tail or dense_head())
-
-
-def _pepnet_wg(choice: HeadChoice) -> Head:
-    return pepnet(prior_fields(choice.schema), WHOLE_WIDTH)
-
-
-OWN, M2M_WG, PEPNET_WG = Part(_own), Part(_m2m_wg), Part(_pepnet_wg)
-D3 = Part(_d3, D3Options, more={"balance": BalanceOptions})
+from d3jax.registry import ADAPTERS, BACKBONES, HEADS
+from d3jax.training.loop import check_monitor, total_steps
+from d3jax.training.optimizer import build_optimizer
+from d3jax.training.sharding import check_batch_size, make_mesh
+from d3jax.training.step import StepOptions
+from d3jax.training.trainer import Parts, Trainer, build
 
 
 def build_model(schema: Schema, config: Config) -> Model:
@@ -166,3 +142,43 @@ def balance_of(config: Config) -> LossAdapter | None:
         return None
     planned = _build_balance(config, 0).planned
     return None if planned is None else planned(0)
+
+
+def check_config(schema: Schema, config: Config) -> None:
+    """Raises `ConfigError` for settings that contradict each other, the data or the devices."""
+    build_trainer(schema, config, 1)
+
+
+def build_parts(
+    schema: Schema, config: Config, steps_per_epoch: int, mesh: Mesh, debug: bool = False
+) -> Parts:
+    """Checks the configuration against the data and the devices, and builds its parts."""
+    train, steps = config.train, total_steps(config.train, steps_per_epoch)
+    check_batch_size(train.batch_size, mesh, train.slices)
+    check_monitor(train, schema.scenarios)
+    model = build_model(schema, config)
+    return Parts(
+        model=model,
+        optimizer=build_optimizer(config.optimizer, model, steps),
+        loss=build_adapter(config, model, steps_per_epoch),
+        options=StepOptions(train.slices, train.on_nonfinite == "skip", debug, train.deterministic),
+        steps=steps,
+    )
+
+
+def build_trainer(
+    schema: Schema,
+    config: Config,
+    steps_per_epoch: int,
+    mesh: Mesh | None = None,
+    debug: bool = False,
+    models: int | None = None,
+) -> Trainer:
+    """The trainer that the configuration names, for all devices or those of `mesh`.
+
+    `debug` makes every step wait, and raise at the operation that first gives a NaN. `models` are
+    trained side by side, from the configuration's seed and those after it.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    parts = build_parts(schema, config, steps_per_epoch, mesh, debug)
+    return build(parts._replace(models=models), mesh, config.train.seed)

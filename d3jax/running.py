@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 
 from d3jax.config import Config, TrainConfig
-from d3jax.console.journal import Journal, Silence
 from d3jax.console.report import evaluation_table
 from d3jax.console.signals import interrupts, stop_signals
 from d3jax.console.terminal import Console, styled
@@ -35,8 +34,10 @@ from d3jax.evaluate import (
 )
 from d3jax.hosts.agreement import check_agreement, in_first_process
 from d3jax.hosts.processes import agreed_stop
+from d3jax.journal import Journal, Silence
 from d3jax.owned import check_free, exclusive
 from d3jax.parameters import count
+from d3jax.parts import check_config
 from d3jax.run import (
     Run,
     check_run_free,
@@ -48,7 +49,6 @@ from d3jax.run import (
 )
 from d3jax.training import loop
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import check_config
 from d3jax.training.loop import Data, Member, Observer, Progress, total_steps
 from d3jax.training.step import TrainState
 from d3jax.training.trainer import Trainer

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from d3jax.config import Config
-from d3jax.console.journal import QuietJournal
 from d3jax.console.report import number_text
 from d3jax.console.terminal import Console, Grid
 from d3jax.console.terminal import Progress as Bar
@@ -21,11 +20,12 @@ from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.disk import writing
 from d3jax.errors import CheckpointError
 from d3jax.evaluate import trainer_for
+from d3jax.journal import QuietJournal
 from d3jax.owned import building, check_free, exclusive, kind_of
+from d3jax.parts import check_config
 from d3jax.run import Run, create_run, open_run
 from d3jax.running import Ended, conclude, headline, run_to_end, telling_to_stop
 from d3jax.training.checkpoint.storage import check_storable
-from d3jax.training.fit import check_config
 from d3jax.training.loop import total_steps
 from d3jax.training.metrics import Evaluation, mean_and_std
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d3jax.adapters.d3 import binary_cross_entropy
 from d3jax.adapters.dtp import DTPOptions
 from d3jax.adapters.dwa import DWAOptions
 from d3jax.balance import weighted_loss
@@ -22,11 +23,9 @@ from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig
 from d3jax.errors import ConfigError, DataError
 from d3jax.heads import D3Options
 from d3jax.parameters import initialize, named_leaves
-from d3jax.parts import build_model, refusal
+from d3jax.parts import build_model, build_trainer, refusal
 from d3jax.registry import BACKBONES
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_trainer
-from d3jax.training.loss import binary_cross_entropy
 from d3jax.training.sharding import make_mesh, place_batch
 from tests.d3jax.training.world import moments
 

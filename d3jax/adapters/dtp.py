@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from d3jax.adapters.d3 import binary_cross_entropy
 from d3jax.adapters.scenarios import at_period_end, period_of, weigh_scenarios
 from d3jax.base import Feedback, LossAdapter, Mode
 from d3jax.checks import within
 from d3jax.choice import AdapterChoice
 from d3jax.parameters import constant, declare_array
 from d3jax.registry import Part
-from d3jax.training.loss import binary_cross_entropy
 from d3jax.typed import check_types
 
 AUC_BINS, AUC_LIMIT = 512, 10.0

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from d3jax.adapters.d3 import binary_cross_entropy
 from d3jax.adapters.scenarios import (
     at_period_end,
     period_of,
@@ -21,7 +22,6 @@ from d3jax.checks import within
 from d3jax.choice import AdapterChoice
 from d3jax.parameters import declare_array, ones
 from d3jax.registry import Part
-from d3jax.training.loss import binary_cross_entropy
 from d3jax.typed import check_types
 
 

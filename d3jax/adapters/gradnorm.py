@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from d3jax.adapters.d3 import binary_cross_entropy
 from d3jax.adapters.learned import Learned, declare_learned, descend, scenario_means
-from d3jax.adapters.scenarios import scenario_rows, scenario_totals, weigh_scenarios
+from d3jax.adapters.scenarios import weigh_scenarios
 from d3jax.base import Feedback, LossAdapter, Mode
-from d3jax.batch import Batch
 from d3jax.checks import within
 from d3jax.choice import AdapterChoice
 from d3jax.errors import ConfigError
 from d3jax.parameters import Tree, named_leaves, ones
 from d3jax.registry import Part
-from d3jax.training.loss import binary_cross_entropy
 from d3jax.typed import check_types
 
 GRADNORM_RATE, GRADNORM_LEAST = 0.025, 1e-3
@@ -90,37 +86,6 @@ def rescale(weights: Float[Array, " S"], present: Bool[Array, " S"]) -> Float[Ar
     left = weights.shape[0] - jnp.where(present, 0.0, weights).sum()
     total = jnp.maximum(jnp.where(present, floored, 0.0).sum(), GRADNORM_LEAST)
     return jnp.where(present, floored * left / total, weights)
-
-
-def scenario_gradient_norms(
-    row_losses: Callable[[Tree], Float[Array, " B"]],
-    network: Tree,
-    watched: str,
-    batch: Batch,
-    num_scenarios: int,
-    mode: Mode,
-) -> Float[Array, " S"]:
-    """The norm of each scenario's mean loss' gradient with respect to the watched parameter.
-
-    One backward pass a scenario. As for the loss itself, devices differentiate their shares by a
-    parameter that is made device-varying, and the gradients are summed.
-    """
-    rows = jnp.maximum(scenario_rows(batch, num_scenarios, mode), 1.0)
-    leaves, structure = jax.tree.flatten(network)
-    place = list(named_leaves(network)).index(watched)
-
-    def shares(parameter: Array) -> Array:
-        losses = row_losses(jax.tree.unflatten(structure, [*before, parameter, *after]))
-        return scenario_totals(losses, batch, num_scenarios, Mode()) / rows
-
-    if mode.axis_name is not None:
-        leaves = lax.pcast(leaves, mode.axis_name, to="varying")
-    before, parameter, after = leaves[:place], leaves[place], leaves[place + 1 :]
-    means, backward = jax.vjp(shares, parameter)
-    # A cotangent must vary over the devices as the means do.
-    each = jnp.eye(num_scenarios) + jnp.zeros_like(means)[None]
-    gradients = mode.total(lax.map(lambda cotangent: backward(cotangent)[0], each))
-    return jnp.sqrt((gradients**2).sum(range(1, gradients.ndim)))
 
 
 def find_watched(declaration: Tree, name: str) -> str:

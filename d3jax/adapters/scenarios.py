@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from d3jax.adapters.d3 import unweighted
 from d3jax.base import LossAdapter, Mode, Output
 from d3jax.batch import Batch
 from d3jax.choice import AdapterChoice
 from d3jax.parameters import Tree
 from d3jax.registry import Part
-from d3jax.training.loss import unweighted
 
 RowWeights = Callable[[Tree, Output, Batch, Array, Mode], Float[Array, " B"]]
 

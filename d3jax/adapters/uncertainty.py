@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from d3jax.adapters.d3 import binary_cross_entropy
 from d3jax.adapters.learned import Learned, declare_learned, descend, scenario_means
 from d3jax.adapters.scenarios import weigh_scenarios
 from d3jax.base import Feedback, LossAdapter, Mode
 from d3jax.choice import AdapterChoice
 from d3jax.parameters import zeros
 from d3jax.registry import Part
-from d3jax.training.loss import binary_cross_entropy
 
 
 def uncertainty(aggregation: str, num_scenarios: int, learning_rate: float) -> LossAdapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from d3jax.adapters.gradnorm import scenario_gradient_norms
+from d3jax.adapters.d3 import binary_cross_entropy
+from d3jax.adapters.scenarios import scenario_rows, scenario_totals
 from d3jax.balance import weighted_loss
 from d3jax.base import Feedback, LossAdapter, Mode, Model
 from d3jax.batch import Batch
-from d3jax.parameters import DATA_AXIS, Tree
-from d3jax.training.loss import binary_cross_entropy
+from d3jax.parameters import DATA_AXIS, Tree, named_leaves
 
 
 class Before(NamedTuple):
@@ -144,3 +145,34 @@ def watched_norms(
 
     scenarios = model.schema.num_scenarios
     return scenario_gradient_norms(row_losses, before.network, watched, batch, scenarios, mode)
+
+
+def scenario_gradient_norms(
+    row_losses: Callable[[Tree], Float[Array, " B"]],
+    network: Tree,
+    watched: str,
+    batch: Batch,
+    num_scenarios: int,
+    mode: Mode,
+) -> Float[Array, " S"]:
+    """The norm of each scenario's mean loss' gradient with respect to the watched parameter.
+
+    One backward pass a scenario. As for the loss itself, devices differentiate their shares by a
+    parameter that is made device-varying, and the gradients are summed.
+    """
+    rows = jnp.maximum(scenario_rows(batch, num_scenarios, mode), 1.0)
+    leaves, structure = jax.tree.flatten(network)
+    place = list(named_leaves(network)).index(watched)
+
+    def shares(parameter: Array) -> Array:
+        losses = row_losses(jax.tree.unflatten(structure, [*before, parameter, *after]))
+        return scenario_totals(losses, batch, num_scenarios, Mode()) / rows
+
+    if mode.axis_name is not None:
+        leaves = lax.pcast(leaves, mode.axis_name, to="varying")
+    before, parameter, after = leaves[:place], leaves[place], leaves[place + 1 :]
+    means, backward = jax.vjp(shares, parameter)
+    # A cotangent must vary over the devices as the means do.
+    each = jnp.eye(num_scenarios) + jnp.zeros_like(means)[None]
+    gradients = mode.total(lax.map(lambda cotangent: backward(cotangent)[0], each))
+    return jnp.sqrt((gradients**2).sum(range(1, gradients.ndim)))

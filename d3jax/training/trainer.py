@@ -22,11 +22,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from d3jax.adapters.d3 import unweighted
 from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch
 from d3jax.errors import ConfigError
 from d3jax.parameters import DATA_AXIS, REPLICATED, Tree
-from d3jax.training.loss import unweighted
 from d3jax.training.optimizer import Optimizer
 from d3jax.training.optimizer import optimizer as optimizer_of
 from d3jax.training.sharding import check_batch_size, check_table, make_mesh, place, place_batch

@@ -25,7 +25,7 @@ from d3jax.console.allocator import keep_freed_memory
 from d3jax.console.terminal import Console, Table
 from d3jax.heads import Precision
 from d3jax.parameters import count
-from d3jax.training.fit import build_trainer
+from d3jax.parts import build_trainer
 from d3jax.training.sharding import place_batch
 from experiments.bench.jax_side import STEPS, JaxRunner
 from experiments.bench.limits import ACCELERATED, device_copy_rate, product_rate

@@ -23,7 +23,7 @@ def main() -> None:
 
     def watched(verb: verbs.Train, console: Console) -> None:
         # JAX is imported no sooner than by the command itself, which first sets it up.
-        from d3jax.console.journal import Journal
+        from d3jax.journal import Journal
 
         with patch.object(Journal, "logged", _end):
             run(verb, console)

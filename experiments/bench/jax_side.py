@@ -17,8 +17,7 @@ from d3jax.batch import Batch, Schema
 from d3jax.config import Config
 from d3jax.console.allocator import keep_freed_memory
 from d3jax.parameters import Tree, named_leaves
-from d3jax.parts import build_adapter
-from d3jax.training.fit import build_trainer
+from d3jax.parts import build_adapter, build_trainer
 from d3jax.training.scoring import score_batches
 from d3jax.training.sharding import place_batch
 from d3jax.training.step import Scored, TrainState

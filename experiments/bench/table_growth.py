@@ -19,7 +19,7 @@ import tyro
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.console.terminal import Console, Table
-from d3jax.training.fit import build_trainer
+from d3jax.parts import build_trainer
 from d3jax.training.sharding import place_batch
 from d3jax.training.trainer import Trainer
 

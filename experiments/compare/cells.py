@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from d3jax.config import Config
-from d3jax.console.journal import QuietJournal
 from d3jax.console.terminal import Console
 from d3jax.data.loader import steps_per_epoch
 from d3jax.data.prepared import Prepared
 from d3jax.disk import writing
 from d3jax.evaluate import Evaluated, trainer_for
+from d3jax.journal import QuietJournal
 from d3jax.owned import exclusive
 from d3jax.parameters import count
 from d3jax.run import Run

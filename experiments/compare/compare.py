@@ -18,11 +18,10 @@ from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.disk import writing
 from d3jax.errors import Preempted, TrainingError
 from d3jax.owned import claim
-from d3jax.parts import balance_of, balance_start, refusal
+from d3jax.parts import balance_of, balance_start, check_config, refusal
 from d3jax.presets import read_preset
 from d3jax.run import Run, create_run, open_same_run
 from d3jax.training.checkpoint.storage import check_storable
-from d3jax.training.fit import check_config
 from d3jax.training.trainer import Trainer
 from experiments.compare.cells import (
     CellResult,

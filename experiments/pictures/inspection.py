@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from d3jax.base import EVALUATION, LossAdapter
 from d3jax.batch import Batch
 from d3jax.checks import OVERALL
-from d3jax.console.journal import WRITTEN, read_journal
 from d3jax.console.report import evaluation_table, number_text, trust_table
 from d3jax.console.terminal import Console
 from d3jax.data.loader import evaluation_batches, steps_per_epoch
@@ -29,6 +28,7 @@ from d3jax.evaluate import (
     planted_fields,
     warn_of_doubt,
 )
+from d3jax.journal import WRITTEN, read_journal
 from d3jax.owned import claim
 from d3jax.parameters import Tree
 from d3jax.parts import balance_start, build_adapter

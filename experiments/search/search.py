@@ -16,17 +16,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from d3jax.checks import within
 from d3jax.config import Config, completed, differences
-from d3jax.console.journal import Silence
 from d3jax.console.signals import stop_signals
 from d3jax.console.terminal import Console, styled
 from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.disk import writing
 from d3jax.errors import ConfigError, Preempted, TrainingError
+from d3jax.journal import Silence
 from d3jax.owned import check_output, replacing
-from d3jax.parts import refusal
+from d3jax.parts import build_trainer, check_config, refusal
 from d3jax.running import training_data
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_trainer, check_config
 from d3jax.training.loop import Progress, fit, monitored
 from d3jax.training.metrics import Evaluation
 from experiments.compare.tables import Table

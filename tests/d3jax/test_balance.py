@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from d3jax.adapters.d3 import BalanceOptions
 from d3jax.balance import (
     EntropyForm,
     complexity,
@@ -30,7 +31,6 @@ from d3jax.balance import (
 )
 from d3jax.checks import one_of
 from d3jax.errors import ConfigError, ShapeError
-from d3jax.training.loss import BalanceOptions
 from tests.d3jax import reference
 
 FORMS = ("rows", "mean_row")

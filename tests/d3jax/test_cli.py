@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from d3jax.adapters.d3 import BalanceOptions
 from d3jax.cli import main, parse
 from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.heads import D3Options
 from d3jax.presets import PRESETS
 from d3jax.registry import ADAPTERS, BACKBONES, REGISTRIES
-from d3jax.training.loss import BalanceOptions
 
 pytestmark = pytest.mark.trains
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from d3jax.adapters.d3 import BalanceOptions
 from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig, completed, differences
 from d3jax.errors import ConfigError
 from d3jax.heads import D3Options
-from d3jax.training.loss import BalanceOptions
 
 pytestmark = pytest.mark.trains
 

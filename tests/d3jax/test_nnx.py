@@ -15,9 +15,8 @@ from d3jax.errors import ConfigError, ShapeError
 from d3jax.heads import D3Options, d3, d3_generator
 from d3jax.nnx import D3Head, D3Layer
 from d3jax.parameters import initialize, named_leaves
-from d3jax.parts import build_model
+from d3jax.parts import build_model, build_trainer
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_trainer
 
 N, D, INPUTS, OUTPUTS, B = 5, 4, 7, 3, 6
 SIZES = {"fields": N, "dim": D, "inputs": INPUTS}

@@ -19,10 +19,9 @@ from d3jax.cli import parse
 from d3jax.config import Config, TrainConfig, completed, differences
 from d3jax.errors import ConfigError
 from d3jax.parameters import count, named_leaves
-from d3jax.parts import build_model
+from d3jax.parts import build_model, build_trainer
 from d3jax.presets import PRESETS, read_preset
 from d3jax.settings import PresetName, Settings
-from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import place_batch
 from d3jax.verbs import Train
 

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 from jax.interpreters import partial_eval
 
+from d3jax.adapters.d3 import weigh_rows
 from d3jax.base import Feedback, Mode, Output
 from d3jax.batch import Batch, Field, Schema
 from d3jax.config import Config
 from d3jax.errors import ConfigError
 from d3jax.parameters import initialize
-from d3jax.parts import build_adapter, build_model, refusal
+from d3jax.parts import build_adapter, build_model, build_trainer, refusal
 from d3jax.reads import NEEDS, get, idle, lacking, put, refuse_idle
 from d3jax.registry import ADAPTERS, BACKBONES, HEADS, needs_of, section_class, section_names
-from d3jax.training.fit import build_trainer
-from d3jax.training.loss import weigh_rows
 from d3jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.trains

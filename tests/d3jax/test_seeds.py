@@ -17,9 +17,9 @@ from d3jax.console.terminal import Console
 from d3jax.data.prepared import open_prepared
 from d3jax.errors import CheckpointError, ConfigError
 from d3jax.evaluate import load_best
+from d3jax.parts import build_trainer
 from d3jax.run import open_run
 from d3jax.seeds import resume_seeds
-from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import make_mesh
 from tests.flags import SMALL_PLAIN, said
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from d3jax.adapters.d3 import binary_cross_entropy, unweighted
 from d3jax.adapters.dtp import (
     AUC_BINS,
     AUC_LIMIT,
@@ -37,10 +38,8 @@ from d3jax.batch import Batch
 from d3jax.config import AdapterConfig, ModelConfig, TrainConfig
 from d3jax.errors import ConfigError
 from d3jax.parameters import initialize, named_leaves
-from d3jax.parts import build_adapter, build_model
+from d3jax.parts import build_adapter, build_model, build_trainer
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_trainer
-from d3jax.training.loss import binary_cross_entropy, unweighted
 from d3jax.training.sharding import make_mesh, place_batch
 from tests.d3jax.training import reference_adapters as reference
 from tests.d3jax.training.world import largest_difference, make_batch

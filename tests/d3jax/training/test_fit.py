@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d3jax.adapters.d3 import BalanceOptions
 from d3jax.base import EVALUATION, Output
 from d3jax.config import TrainConfig
 from d3jax.embedding import EmbeddingParams
 from d3jax.errors import ConfigError, DataError, Preempted, TrainingError
 from d3jax.parameters import named_leaves
-from d3jax.parts import build_model
+from d3jax.parts import build_adapter, build_model, build_trainer
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_adapter, build_trainer
 from d3jax.training.loop import (
     Data,
     Observer,
@@ -27,7 +27,6 @@ from d3jax.training.loop import (
     place_ahead,
     total_steps,
 )
-from d3jax.training.loss import BalanceOptions
 from d3jax.training.metrics import Evaluation, Metrics
 from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.step import Scored, StepInfo

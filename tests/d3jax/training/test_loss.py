@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d3jax.adapters.d3 import binary_cross_entropy, unweighted
 from d3jax.balance import complexity_weights, row_complexity, specificity_weights
 from d3jax.base import EVALUATION, Output
 from d3jax.batch import Batch
-from d3jax.training.loss import binary_cross_entropy, unweighted
 
 
 def test_cross_entropy_matches_float64_and_stays_finite():

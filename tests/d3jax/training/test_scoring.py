@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d3jax.adapters.d3 import unweighted
 from d3jax.base import ModelParams
 from d3jax.batch import Batch
 from d3jax.config import OptimizerConfig
 from d3jax.embedding import EmbeddingParams
 from d3jax.parts import build_model
 from d3jax.training import scoring
-from d3jax.training.loss import unweighted
 from d3jax.training.metrics import Scores
 from d3jax.training.optimizer import build_optimizer
 from d3jax.training.scoring import collect_scores, gather_scores, score_batches

@@ -11,18 +11,17 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from d3jax import generation
-from d3jax.base import Mode
-from d3jax.batch import Batch
-from d3jax.config import OptimizerConfig
-from d3jax.parameters import DATA_AXIS
-from d3jax.parts import build_model
-from d3jax.training.fit import build_trainer
-from d3jax.training.loss import (
+from d3jax.adapters.d3 import (
     BalanceOptions,
     binary_cross_entropy,
     unweighted,
     weigh_rows,
 )
+from d3jax.base import Mode
+from d3jax.batch import Batch
+from d3jax.config import OptimizerConfig
+from d3jax.parameters import DATA_AXIS
+from d3jax.parts import build_model, build_trainer
 from d3jax.training.optimizer import build_optimizer
 from d3jax.training.optimizer import optimizer as optimizer_of
 from d3jax.training.sharding import make_mesh, place_batch, replicate

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
+from d3jax.adapters.d3 import d3_balance
 from d3jax.errors import ConfigError
 from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.loss import d3_balance
 from d3jax.training.optimizer import optimizer
 from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.trainer import trainer

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from d3jax.training.fit import build_trainer
+from d3jax.parts import build_trainer
 from experiments.bench.variants import TUNED, Family, bf16_variants, text_d3, variants
 from experiments.bench.workload import WORKLOADS, make_schema
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from d3jax.adapters.d3 import BalanceOptions
 from d3jax.batch import Field
 from d3jax.cli import main, parse
 from d3jax.config import Config, ModelConfig, TrainConfig
 from d3jax.data.prepared import open_prepared
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
-from d3jax.training.loss import BalanceOptions
 from d3jax.training.metrics import Evaluation, Metrics
 from experiments.compare import cells, compare
 from experiments.compare.cells import CellResult

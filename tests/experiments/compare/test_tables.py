@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from d3jax.adapters.d3 import BalanceOptions
 from d3jax.batch import Field, Schema
 from d3jax.config import Config, differences
 from d3jax.errors import ConfigError
 from d3jax.parts import refusal
-from d3jax.training.loss import BalanceOptions
 from experiments.compare.paper import ALI_CCP, printed
 from experiments.compare.tables import FIGURES, MLP, TABLES, find_table
 

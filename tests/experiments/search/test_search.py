@@ -15,13 +15,13 @@ import optuna
 import pytest
 from rich.console import Console
 
+from d3jax.adapters.d3 import BalanceOptions
 from d3jax.cli import main, parse
 from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.data.prepared import Prepared
 from d3jax.errors import ConfigError, OutputError, Preempted, TrainingError
 from d3jax.heads import D3Options
 from d3jax.presets import read_preset
-from d3jax.training.loss import BalanceOptions
 from experiments.compare.tables import MLP, Method, Table
 from experiments.search import search as searching
 from experiments.search.preset_file import settings_of

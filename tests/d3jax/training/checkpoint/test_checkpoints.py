@@ -20,11 +20,11 @@ import pytest
 from d3jax.config import TrainConfig
 from d3jax.errors import CheckpointError
 from d3jax.parameters import named_leaves
+from d3jax.parts import build_trainer
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.checkpoint.fingerprint import fingerprints
 from d3jax.training.checkpoint.integrity import DamagedError
 from d3jax.training.checkpoint.storage import LiteralPath
-from d3jax.training.fit import build_trainer
 from d3jax.training.sharding import make_mesh, place_batch, replicate
 from tests.d3jax.training.world import make_batch
 

@@ -14,9 +14,8 @@ from jax.sharding import PartitionSpec as P
 from d3jax.batch import EMPTY, Field, Schema
 from d3jax.errors import ConfigError
 from d3jax.parameters import DATA_AXIS, REPLICATED, SHARDED
-from d3jax.parts import build_model
+from d3jax.parts import build_model, build_trainer
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.fit import build_trainer
 from d3jax.training.optimizer import build_optimizer
 from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.table import rows as tables

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from d3jax.config import Config
-from d3jax.console.journal import Journal, Silence
 from d3jax.data.prepared import open_prepared
+from d3jax.journal import Journal, Silence
 from d3jax.run import Run
 from d3jax.training.loop import Observer
 from d3jax.training.metrics import Evaluation, Metrics
