@@ -21,6 +21,8 @@ from d3jax.names import did_you_mean
 from d3jax.overview import HELP, asks_for_overview, explain, find_verbs
 from d3jax.verb import Verb, parse_quietly
 
+KEEP_NOTHING = "--no-compile-cache"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb, by default the process' own; end with 0 or a code of `exits`."""
@@ -31,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=True)
     with ending(arguments, console):
-        verb = parse(without_debug(arguments))
+        # Before a verb is looked for: the settings of parts are in files that import JAX.
         keep_freed_memory()
-        if getattr(verb, "compile_cache", True):
+        if KEEP_NOTHING not in arguments:
             use_compile_cache()
-        verb.run(console)
+        parse(without_debug(arguments)).run(console)
 
 
 def parse(arguments: Sequence[str]) -> Verb:

@@ -1,4 +1,4 @@
-"""The loss of a row, and the adapters that decide how much each row counts."""
+"""The loss of a row, and D3's balance, which decides how much each row counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from d3jax.typed import check_types
 
 @dataclass(frozen=True)
 class BalanceOptions:
-    """How the D3 loss weighs rows (Eq. 15-19)."""
+    """The weighing of rows by D3 (Eq. 15-19)."""
 
     start_ratio: float = 0.5
     """Share of the run before rows are weighed; 1: never."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from d3jax.typed import to_json
 from experiments.bench import children
 from experiments.bench.children import ChildError, Chosen, Request, TorchSettings, ask
 from experiments.bench.variants import ALLOCATOR, variants
@@ -19,7 +20,7 @@ REQUEST = Request("time", variants("plain")[0], "tiny", 32, 0.01, 5)
 def test_request_survives_json() -> None:
     chosen = Chosen(train=TorchSettings(2, True), latency=TorchSettings(1, False))
     request = replace(REQUEST, variant=variants("d3")[-1], folder="here", chosen=chosen)
-    assert Request.from_json(json.loads(json.dumps(asdict(request)))) == request
+    assert Request.from_json(json.loads(json.dumps(to_json(request)))) == request
 
 
 def test_d3jax_answers(tmp_path: Path) -> None:
