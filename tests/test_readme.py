@@ -122,4 +122,4 @@ def test_d3_in_a_model_of_one_s_own(tmp_path: Path) -> None:
 def test_parts_are_trained(clicks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clicks)
     names = run_block("d3jax.fit(", clicks)
-    assert names["run"].evaluate("test").auc > 0
+    assert names["run"].evaluate("test").overall.auc > 0

@@ -341,7 +341,7 @@ def test_a_program_that_leaves_early_ends_quietly(tmp_path: Path) -> None:
         "                                   stop_step=10**6, workers=workers)\n"
         "        print(next(batches).label.sum())\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, str(script)]
     done = subprocess.run(
         command,

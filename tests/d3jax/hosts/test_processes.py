@@ -25,7 +25,7 @@ from d3jax.parameters import named_leaves
 from d3jax.run import open_run
 from tests.flags import LONG
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TWO_EPOCHS = ["--batch-size", "256", "--epochs", "2", "--log-every", "4", "--patience", "0"]
 """The flags of the run `trained`."""
 

@@ -138,7 +138,7 @@ def test_names_that_begin_alike_are_apart(tmp_path: Path) -> None:
     assert (row["127"], row["127_14"]) == ("4", "5")
 
 
-def test_source_names_its_columns(directory: Path) -> None:
+def test_source_names_its_columns(directory: Path, tmp_path: Path) -> None:
     source = read(directory)
     # fmt: off
     assert [field.name for field in source.fields] == [

@@ -20,7 +20,7 @@ from data_pipelines.sources.ali_ccp.lines import FIELD_NAMES
 
 CONNECTION = ibis.duckdb.connect(threads=2)
 
-SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ali-ccp-sample"
+SAMPLE = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "ali-ccp-sample"
 
 NAMES = {"train": "train", "validation": "val", "test": "test"}
 DENSE = ("D109_14", "D853")

@@ -37,7 +37,7 @@ RATINGS = """1::1::5::900000001
 """
 FILES = {"users.dat": USERS, "movies.dat": MOVIES, "ratings.dat": RATINGS}
 
-SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ml-1m-sample"
+SAMPLE = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "ml-1m-sample"
 
 
 @pytest.fixture

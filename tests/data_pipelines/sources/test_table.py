@@ -25,7 +25,7 @@ from data_pipelines.source import PrepareConfig, Source
 from data_pipelines.sources.table import MAX_VALUES, TableConfig, read_table
 from tests.data_pipelines.raw_files import RawFiles
 
-ML_100K = Path(__file__).parents[3] / "shared" / "data" / "ml-100k"
+ML_100K = Path(__file__).parents[4] / "shared" / "data" / "ml-100k"
 
 CONFIG = TableConfig(
     label="rating>3",
