@@ -97,7 +97,11 @@ def test_names_that_would_look_alike_are_folded() -> None:
 
 def test_no_other_module_speaks_to_rich_or_makes_html_and_csv() -> None:
     """So that no module can show a name in a way of its own."""
-    own = {"rich": {"terminal", "safe_text"}, "html": {"safe_text"}, "csv": {"safe_text", "text", "encoded"}}
+    own = {
+        "rich": {"terminal", "safe_text"},
+        "html": {"safe_text"},
+        "csv": {"safe_text", "text", "encoded"},
+    }
     for module, path in MODULES.items():
         nodes = list(ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))))
         names = [a.name for node in nodes if isinstance(node, ast.Import) for a in node.names]
