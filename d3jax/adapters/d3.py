@@ -20,7 +20,7 @@ from d3jax.typed import check_types
 
 @dataclass(frozen=True)
 class BalanceOptions:
-    """How the D3 loss weighs rows (Eq. 15-19)."""
+    """The weights of rows in the D3 loss (Eq. 15-19)."""
 
     start_ratio: float = 0.5
     """Share of the run before rows are weighed; 1: never."""
