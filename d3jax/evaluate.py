@@ -11,8 +11,9 @@ import numpy as np
 
 from d3jax.batch import Batch
 from d3jax.console.terminal import Console, styled
+from d3jax.data.columns import SPLITS
 from d3jax.data.loader import evaluation_batches, steps_per_epoch
-from d3jax.data.prepared import SPLITS, Prepared
+from d3jax.data.prepared import Prepared
 from d3jax.errors import CheckpointError, DataError
 from d3jax.hosts.agreement import gather_arrays
 from d3jax.parts import build_trainer

@@ -13,7 +13,8 @@ from d3jax.batch import UNKNOWN
 from d3jax.console.report import split_grid
 from d3jax.console.safe_text import for_picture
 from d3jax.console.terminal import Console, Grid
-from d3jax.data.prepared import SPLITS, Prepared, open_prepared
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import Prepared, open_prepared
 from d3jax.disk import writing
 from d3jax.owned import check_output, replacing
 from d3jax.pictures.charts import save_as

@@ -19,17 +19,10 @@ import pyarrow as pa
 
 from d3jax.batch import Schema
 from d3jax.data.checksums import sha256, write_checksums
+from d3jax.data.columns import SPLITS, Rows, write_rows
 from d3jax.data.encoder import encode_ids, unknown_rows
-from d3jax.data.prepared import (
-    SPLITS,
-    Prepared,
-    Rows,
-    building,
-    open_prepared,
-    write_rows,
-    write_schema,
-    write_vocabulary,
-)
+from d3jax.data.prepared import Prepared, building, open_prepared, write_schema
+from d3jax.data.vocabularies import write_vocabulary
 from d3jax.errors import DataError
 from data_pipelines.fields import Fitted, as_column, fit_field
 from data_pipelines.raw.stage import Stage

@@ -6,7 +6,8 @@ import numpy as np
 
 from d3jax.console.report import split_grid
 from d3jax.console.terminal import Console, Grid
-from d3jax.data.prepared import SPLITS, Prepared
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import Prepared
 
 
 def show_summary(prepared: Prepared, console: Console) -> None:

@@ -20,7 +20,7 @@ from absl import flags
 from grain.experimental import DatasetOptions, WithOptionsIterDataset
 
 from d3jax.batch import UNKNOWN, Batch
-from d3jax.data.prepared import Rows
+from d3jax.data.columns import Rows
 from d3jax.errors import ConfigError, DataError
 
 MAX_ROWS = 2**32 - 1

@@ -17,10 +17,11 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from d3jax.batch import Field, Schema
-from d3jax.data import prepared as columns
 from d3jax.data.checksums import write_checksums
+from d3jax.data.columns import Rows, write_rows
 from d3jax.data.encoder import unknown_rows
-from d3jax.data.prepared import Rows
+from d3jax.data.prepared import building, write_schema
+from d3jax.data.vocabularies import write_vocabulary
 from d3jax.errors import ConfigError
 
 
@@ -147,13 +148,13 @@ def write(
     `kind` is what its marker says. Raises `OutputError` when `directory` exists and `overwrite` is
     false, or it is not of that kind.
     """
-    with columns.building(directory, overwrite, kind) as path:
+    with building(directory, overwrite, kind) as path:
         for split, rows in data.rows.items():
-            columns.write_rows(path, split, len(rows.label), data.schema.num_slots, [rows])
+            write_rows(path, split, len(rows.label), data.schema.num_slots, [rows])
             np.save(path / split / "truth.npy", data.best[split])
         for field, table in data.vocabulary.items():
-            columns.write_vocabulary(path, field, table)
-        columns.write_schema(path, data.schema, _provenance(data))
+            write_vocabulary(path, field, table)
+        write_schema(path, data.schema, _provenance(data))
         write_checksums(path)
 
 

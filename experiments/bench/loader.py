@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 
 from d3jax.console.terminal import Console, Table
+from d3jax.data.columns import Rows
 from d3jax.data.loader import training_batches
-from d3jax.data.prepared import Rows
 
 
 @dataclass(frozen=True)

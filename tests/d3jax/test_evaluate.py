@@ -14,8 +14,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from d3jax.batch import Batch
 from d3jax.cli import main
-from d3jax.data.prepared import open_prepared, write_schema, write_vocabulary
+from d3jax.data.prepared import open_prepared, write_schema
 from d3jax.data.synthetic import SyntheticConfig, synthetic, write
+from d3jax.data.vocabularies import write_vocabulary
 from d3jax.evaluate import (
     adding_attention,
     evaluate_split,

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from d3jax.data.prepared import SPLITS, Prepared, load_encoder
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import Prepared, load_encoder
 from d3jax.errors import ConfigError, DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source

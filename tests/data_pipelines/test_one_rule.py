@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d3jax.data.columns import SPLITS
 from d3jax.data.encoding import kind_of, spell
 from d3jax.data.format import Format
-from d3jax.data.prepared import SPLITS, Prepared, load_encoder
+from d3jax.data.prepared import Prepared, load_encoder
 from d3jax.data.reading import find_files, open_files, raw_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.raw.engine import duckdb_engine

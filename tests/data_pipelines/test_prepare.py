@@ -18,8 +18,9 @@ import pyarrow as pa
 import pytest
 
 from d3jax.batch import Field
-from d3jax.data import prepared as columns
-from d3jax.data.prepared import SPLITS, Prepared, check_rows, open_prepared
+from d3jax.data import columns as stored
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.errors import ConfigError, DataError, OutputError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source
@@ -457,7 +458,7 @@ def test_nothing_stays_where_the_disk_is_full(
         file.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(columns, "_write_header", fail)
+    monkeypatch.setattr(stored, "_write_header", fail)
     connection = ibis.duckdb.connect()
     numbers = range(100)
     rows = {

@@ -14,15 +14,9 @@ import pyarrow as pa
 import pytest
 
 from d3jax.batch import Field, Schema
-from d3jax.data.prepared import (
-    SPLITS,
-    Prepared,
-    load_encoder,
-    open_prepared,
-    read_schema,
-    write_schema,
-    write_vocabulary,
-)
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import Prepared, load_encoder, open_prepared, read_schema, write_schema
+from d3jax.data.vocabularies import write_vocabulary
 from d3jax.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import FieldSource, PrepareConfig, Source

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3jax.batch import Batch
+from d3jax.data.columns import Rows
 from d3jax.data.loader import (
     BLOCKS_PER_WINDOW,
     MAX_ROWS,
@@ -28,7 +29,6 @@ from d3jax.data.loader import (
     training_batches,
     window_index,
 )
-from d3jax.data.prepared import Rows
 from d3jax.errors import ConfigError, DataError
 
 NUM_ROWS, BATCH = 1003, 64
@@ -332,7 +332,7 @@ def test_a_program_that_leaves_early_ends_quietly(tmp_path: Path) -> None:
     script.write_text(
         "import jax\n"
         "import numpy as np\n"
-        "from d3jax.data.prepared import Rows\n"
+        "from d3jax.data.columns import Rows\n"
         "from d3jax.data.loader import training_batches\n"
         "if __name__ == '__main__':\n"
         "    rows = Rows(np.ones((999, 3), 'i4'), np.zeros(999, 'i4'), np.ones(999, 'f4'))\n"

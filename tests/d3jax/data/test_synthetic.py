@@ -13,7 +13,8 @@ from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from d3jax.data.prepared import Rows, check_rows, open_prepared
+from d3jax.data.columns import Rows
+from d3jax.data.prepared import check_rows, open_prepared
 from d3jax.data.synthetic import SyntheticConfig, SyntheticData, synthetic, write
 from d3jax.errors import ConfigError, OutputError
 

@@ -62,7 +62,7 @@ def reference(model, adapter, batch: Batch):
         weights = adapter.row_weights((), output, real, jnp.int32(0), Mode(train=True))
         return (weights * losses).mean()
 
-    return jax.value_and_grad(loss)(state.params), state.params
+    return jax.jit(jax.value_and_grad(loss))(state.params), state.params
 
 
 HEADS = {
@@ -73,8 +73,9 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "devices"), [("d3", 1), ("d3", 8), ("d1", 1), ("official", 8), ("factored", 8)]
+)
 def test_loss_and_gradient_are_those_of_the_real_rows(
     schema, config, batch, head, devices, monkeypatch
 ):
@@ -103,8 +104,11 @@ def row_wise_descent():
     return TableUpdate(lambda table: (), apply, row_wise=True)
 
 
-@pytest.mark.parametrize(("layout", "devices"), [("replicated", 1), ("sharded", 8)])
-@pytest.mark.parametrize("table", [None, row_wise_descent()], ids=["dense", "row_wise"])
+@pytest.mark.parametrize(
+    ("table", "layout", "devices"),
+    [(None, "replicated", 1), (row_wise_descent(), "sharded", 8)],
+    ids=["dense", "row_wise"],
+)
 def test_clipping_is_that_of_optax_on_the_whole_gradient(
     schema, config, batch, table, layout, devices
 ):
@@ -147,7 +151,7 @@ def sliced(model, adapter, batch, devices, slices):
     return jax.device_get(state), jax.device_get(info)
 
 
-@pytest.mark.parametrize(("devices", "slices"), [(1, 4), (8, 2), (8, 8)])
+@pytest.mark.parametrize(("devices", "slices"), [(1, 4), (8, 2)])
 def test_a_batch_in_slices_has_the_gradient_of_the_whole(schema, config, batch, devices, slices):
     model = build_model(schema, config)
     whole, info_whole, _ = after_steps(model, unweighted(), 1, [batch])
@@ -210,7 +214,7 @@ def test_dropout_is_the_same_on_any_number_of_devices(schema, config, batch):
     model = build_model(schema, dataclasses.replace(config, model=model_config))
     one, info_one, _ = after_steps(model, unweighted(), 1, [batch])
     eight, info_eight, _ = after_steps(model, unweighted(), 8, [batch])
-    _, info_without, _ = after_steps(build_model(schema, config), unweighted(), 8, [batch])
+    _, info_without, _ = after_steps(build_model(schema, config), unweighted(), 1, [batch])
     assert info_eight.loss == pytest.approx(info_one.loss, abs=1e-6)
     assert largest_difference(moments(eight), moments(one)) < 1e-4
     assert info_without.loss != info_one.loss
@@ -230,16 +234,15 @@ def test_padding_and_its_contents_change_nothing(schema, config, batch):
     assert largest_difference(moments(ours), moments(theirs)) < 1e-6
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, batch, devices):
+def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, batch):
     d3 = dataclasses.replace(config.d3, form="official", head_layers=(4,))
     model = build_model(schema, dataclasses.replace(config, d3=d3))
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh()
     state = init_state(model, unweighted(), adamw_for(model), seed=0)
     score = make_score_step(model, mesh)
     placed = replicate(mesh, state)
     scored = score(placed.params, placed.model_state, place_batch(mesh, batch))
-    output, _ = model.apply(state.params, state.model_state, batch)
+    output, _ = jax.jit(model.apply)(state.params, state.model_state, batch)
     np.testing.assert_allclose(scored.logits, output.logits, rtol=0, atol=1e-6)
     np.testing.assert_allclose(scored.attention.sum(-1), 1.0, rtol=1e-5)
     order = np.random.default_rng(0).permutation(64)
@@ -248,15 +251,14 @@ def test_scores_are_those_of_the_model_and_ignore_neighbours(schema, config, bat
     np.testing.assert_allclose(again.logits, np.asarray(scored.logits)[order], atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_scores_are_weighed_as_the_balance_weighs_the_batch(schema, config, batch, devices):
+def test_scores_are_weighed_as_the_balance_weighs_the_batch(schema, config, batch):
     model = build_model(schema, config)
-    mesh, balance = make_mesh(jax.devices()[:devices]), weigh_rows(BalanceOptions(), 0)
+    mesh, balance = make_mesh(), weigh_rows(BalanceOptions(), 0)
     state = init_state(model, balance, adamw_for(model), seed=0)
     placed = replicate(mesh, state)
     score = make_score_step(model, mesh, balance)
     scored = score(placed.params, placed.model_state, place_batch(mesh, batch))
-    output, _ = model.apply(state.params, state.model_state, batch)
+    output, _ = jax.jit(model.apply)(state.params, state.model_state, batch)
     batch = jax.tree.map(jnp.asarray, batch)
     expected = balance.row_weights((), output, batch, jnp.int32(0), Mode())
     np.testing.assert_allclose(scored.weight, expected, rtol=1e-3)
@@ -301,7 +303,7 @@ def test_a_gpu_is_told_to_add_in_one_order_when_asked(schema, config, monkeypatc
         train = dataclasses.replace(config.train, deterministic=asked, batch_size=64)
         trainer = build_trainer(schema, dataclasses.replace(config, train=train), 1)
         assert told.count(expected) >= 2, "the training and the scoring step"
-        state, _ = trainer.train_step(
-            trainer.init(), place_batch(trainer.mesh, make_batch(schema, 64, seed=0))
-        )
-        assert state.step == 1
+    state, _ = trainer.train_step(
+        trainer.init(), place_batch(trainer.mesh, make_batch(schema, 64, seed=0))
+    )
+    assert state.step == 1

@@ -11,7 +11,8 @@ from typing import Any
 import ibis
 import pytest
 
-from d3jax.data.prepared import SPLITS, Prepared
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import Prepared
 from d3jax.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source

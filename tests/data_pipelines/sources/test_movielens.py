@@ -14,7 +14,8 @@ import ibis
 import numpy as np
 import pytest
 
-from d3jax.data.prepared import SPLITS, check_rows
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import check_rows
 from d3jax.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig

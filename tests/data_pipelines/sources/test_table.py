@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d3jax.data.prepared import SPLITS, Prepared, check_rows
+from d3jax.data.columns import SPLITS
+from d3jax.data.prepared import Prepared, check_rows
 from d3jax.errors import ConfigError, D3jaxError, DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source

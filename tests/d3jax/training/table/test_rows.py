@@ -180,8 +180,8 @@ def as_on_a_gpu(monkeypatch):
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize(("devices", "sharded"), LAYOUTS)
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize(("devices", "sharded"), [(1, False), (8, True)])
+@pytest.mark.parametrize("name", ["lazy_adamw", "adagrad"])
 def test_ten_steps_on_a_gpu_are_those_of_the_reference(name, devices, sharded):
     test_ten_steps_are_those_of_the_reference(name, devices, sharded)
 
@@ -218,7 +218,7 @@ def scores_of(trainer, state):
     return np.asarray(trainer.score_step(state.params, state.model_state, batch).logits)
 
 
-@pytest.mark.parametrize("update", ["dense", "lazy_adamw", "adagrad"])
+@pytest.mark.parametrize("update", [pytest.param("dense", marks=pytest.mark.slow), "lazy_adamw"])
 def test_a_model_with_a_sharded_table_trains_and_scores_as_with_a_whole_one(config, update):
     ours, theirs = (
         trainer_of(config, 8, update),
@@ -261,7 +261,7 @@ def test_nothing_of_the_tables_size_travels_between_devices(config, update):
     ],
 )
 def test_checkpoints_restore_between_any_two_layouts(config, update, tmp_path):
-    layouts = [(8, "sharded"), (2, "sharded"), (1, "replicated"), (8, "replicated")]
+    layouts = [(8, "sharded"), (2, "sharded"), (1, "replicated")]
     trainers = [trainer_of(config, d, update, layout) for d, layout in layouts]
     state, _ = after(trainers[0], trainers[0].init(), range(3))
     expected = jax.device_get(state)
