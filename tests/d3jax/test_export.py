@@ -18,7 +18,6 @@ from d3jax.errors import DataError
 from d3jax.export import PROGRAM, WEIGHTS, Exported, load_exported
 from d3jax.run import open_run
 from tests.flags import said
-from tests.test_readme import run_block
 
 pytestmark = pytest.mark.trains
 
@@ -49,14 +48,6 @@ def test_an_exported_model_says_what_the_run_does(
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
     assert ours.std() > 1e-4
     np.testing.assert_allclose(Exported(exported).predict(table.slice(3, 1)), ours[3:4], atol=1e-6)
-
-
-def test_the_readmes_example(
-    exported: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(exported.parent)
-    click = run_block("d3jax.load(", rows=table)["click"]
-    np.testing.assert_array_equal(click, Exported(exported).predict(table))
 
 
 def test_the_folder_needs_neither_run_nor_checkout(
