@@ -407,6 +407,7 @@ def test_gradnorm_sees_the_gradient_norms_of_the_scenarios_mean_losses(
 ):
     """In its first step Adam moves by the gradient's sign; its moments hold the norms."""
     config = with_adapter(config, AdapterConfig("gradnorm", "scenario_sum"), head)
+    config = config.changed(gradnorm=GradNormOptions())
     model = build_model(schema, config)
     assert build_adapter(config, model, 4).watched == watched
     batch = batch._replace(scenario=np.where(batch.scenario == 1, 0, batch.scenario))
