@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.adapters.d3 import binary_cross_entropy, unweighted
+from d3jax.adapters.d3 import BalanceOptions, binary_cross_entropy, unweighted, weigh_rows
 from d3jax.balance import complexity_weights, row_complexity, specificity_weights
 from d3jax.base import EVALUATION, Output
 from d3jax.batch import Batch
