@@ -16,7 +16,7 @@ import pytest
 from d3jax.base import Mode
 from d3jax.batch import Batch, Field, Schema
 from d3jax.cli import parse
-from d3jax.config import Config, TrainConfig, completed, differences
+from d3jax.config import Config, TrainConfig
 from d3jax.errors import ConfigError
 from d3jax.parameters import count, named_leaves
 from d3jax.parts import build_model, build_trainer
@@ -117,7 +117,9 @@ RESULTS = sorted((ROOT / "experiments" / "results").rglob("settings/*.json"))
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_stored_settings_are_still_read(path: Path) -> None:
     stored = json.loads(path.read_text(encoding="utf-8"))["config"]
-    assert differences(completed({"config": stored}), {"config": read_preset(path).to_json()}) == []
+    read = read_preset(path).to_json()
+    for section, settings in stored.items():
+        assert read[section].items() >= settings.items(), section
 
 
 def test_there_are_stored_settings() -> None:
