@@ -31,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=True)
     with ending(arguments, console):
+        # Parsing imports the parts' files, and these JAX, which reads its settings just once.
+        if "--no-compile-cache" not in arguments:
+            use_compile_cache()
         verb = parse(without_debug(arguments))
         keep_freed_memory()
-        if getattr(verb, "compile_cache", True):
-            use_compile_cache()
         verb.run(console)
 
 
