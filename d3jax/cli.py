@@ -21,6 +21,8 @@ from d3jax.names import did_you_mean
 from d3jax.overview import HELP, asks_for_overview, explain, find_verbs
 from d3jax.verb import Verb, parse_quietly
 
+KEEP_NOTHING = "--no-compile-cache"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb, by default the process' own; end with 0 or a code of `exits`."""
@@ -31,12 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     console = Console(stderr=True)
     with ending(arguments, console):
-        # Parsing imports the parts' files, and these JAX, which reads its settings just once.
-        if "--no-compile-cache" not in arguments:
-            use_compile_cache()
-        verb = parse(without_debug(arguments))
+        # Before a verb is looked for: the settings of parts are in files that import JAX.
         keep_freed_memory()
-        verb.run(console)
+        if KEEP_NOTHING not in arguments:
+            use_compile_cache()
+        parse(without_debug(arguments)).run(console)
 
 
 def parse(arguments: Sequence[str]) -> Verb:
