@@ -10,12 +10,15 @@ from jaxtyping import Float, Int
 FINEST = 1 << 12
 """Most distinct scores told apart; beyond, neighbours count as tied, which moves an AUC by 1e-4."""
 
+AT_ONCE = 1 << 18
+"""Most cells of resamples that are drawn together, a few MB."""
+
 
 class Cells(NamedTuple):
-    """Rows counted by distinct score, in ascending order."""
+    """Rows counted by distinct score, in ascending order; of one sample or of several."""
 
-    positive: Int[np.ndarray, " cells"]
-    negative: Int[np.ndarray, " cells"]
+    positive: Int[np.ndarray, "*resamples cells"]
+    negative: Int[np.ndarray, "*resamples cells"]
 
 
 def auc_interval(
@@ -34,7 +37,9 @@ def auc_interval(
         return None
     cells = count_cells(scores, label)
     rng = np.random.default_rng(seed)
-    values = np.array([_resampled_auc(cells, rng) for _ in range(resamples)])
+    together = max(1, AT_ONCE // cells.positive.size)
+    parts = [min(together, resamples - done) for done in range(0, resamples, together)]
+    values = np.concatenate([_resampled_aucs(cells, rng, count) for count in parts])
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -52,21 +57,21 @@ def count_cells(
     return Cells(positive, np.bincount(cell, minlength=size) - positive)
 
 
-def cells_auc(cells: Cells) -> float:
+def cells_auc(cells: Cells) -> Float[np.ndarray, "*resamples"]:
     """AUC of counted rows, ties counting half; NaN when a class is missing."""
-    below = np.cumsum(cells.negative) - cells.negative
-    ordered = float(np.dot(cells.positive, below + cells.negative / 2))
-    pairs = float(cells.positive.sum()) * float(cells.negative.sum())
-    return ordered / pairs if pairs else float("nan")
+    positive, negative = cells
+    below = np.cumsum(negative, axis=-1) - negative
+    ordered = (positive * (below + negative / 2)).sum(-1)
+    pairs = positive.sum(-1).astype(float) * negative.sum(-1)
+    return np.divide(ordered, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
 
 
-def _resampled_auc(cells: Cells, rng: np.random.Generator) -> float:
-    return cells_auc(Cells(*(_poisson(counts, rng) for counts in cells)))
-
-
-def _poisson(counts: Int[np.ndarray, " cells"], rng: np.random.Generator) -> np.ndarray:
-    """A Poisson draw with each count as its mean; most counts are 0, which need no draw."""
-    drawn = np.zeros_like(counts)
-    some = counts > 0
-    drawn[some] = rng.poisson(counts[some])
-    return drawn
+def _resampled_aucs(cells: Cells, rng: np.random.Generator, count: int) -> np.ndarray:
+    """[count] AUC of cells whose counts are Poisson draws; most are 0, which need no draw."""
+    some = [np.flatnonzero(counts) for counts in cells]
+    means = np.concatenate([counts[at] for counts, at in zip(cells, some, strict=True)])
+    draws = np.split(rng.poisson(means, (count, means.size)), [some[0].size], axis=1)
+    resampled = [np.zeros((count, counts.size), np.int64) for counts in cells]
+    for counts, at, drawn in zip(resampled, some, draws, strict=True):
+        counts[:, at] = drawn
+    return cells_auc(Cells(*resampled))

@@ -29,14 +29,15 @@ def test_a_csv_of_one_s_own(tmp_path: Path) -> None:
 def test_d3_in_a_loop_of_one_s_own() -> None:
     from experiments.examples.own_loop import main as run
 
-    assert run(steps=300) < 0.5  # a constant has 0.6931
+    assert run(steps=160) < 0.6  # a constant has 0.6931
 
 
 @needs_front_door
 def test_a_backbone_of_one_s_own_is_compared(prepared: Path, tmp_path: Path) -> None:
     from experiments.examples.own_backbone import main as run
 
-    run(prepared, tmp_path / "out", seeds=1, epochs=1, batch_size=512)
+    small = {"embedding_dim": 4, "field_hidden": 3, "width": 5, "gate_layers": (6,)}
+    run(prepared, tmp_path / "out", seeds=1, epochs=1, batch_size=2048, **small)
     text = (tmp_path / "out/scenario-gates.md").read_text(encoding="utf-8")
     for method in ("MLP", "Shared-Bottom", "Scenario gates", "Scenario gates + D3"):
         assert f"| {method} | 1 |" in text

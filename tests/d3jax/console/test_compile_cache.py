@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from d3jax.cli import main
 from d3jax.console.compile_cache import cache_directory, use_compile_cache
 from tests.flags import SMALL_PLAIN
 
@@ -31,24 +32,31 @@ def test_what_the_user_set_for_jax_stands(monkeypatch: pytest.MonkeyPatch) -> No
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] == "-1"
 
 
-@pytest.mark.parametrize(("flag", "kept"), [([], True), (["--no-compile-cache"], False)])
-def test_a_run_keeps_its_programs_unless_told_not_to(
-    prepared: Path, tmp_path: Path, flag: list[str], kept: bool
-) -> None:
+def test_a_run_keeps_its_programs(prepared: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from d3jax.cli import main; main()", "train"]
     flags = ["--epochs", "1", "--batch-size", "2048", "--backbone", "plain", "--head", "own"]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("JAX", "XLA"))
     }
     subprocess.run(
-        [*command, str(prepared), "--out", str(tmp_path / "run"), *flags, *SMALL_PLAIN, *flag],
+        [*command, str(prepared), "--out", str(tmp_path / "run"), *flags, *SMALL_PLAIN],
         env=environment | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
         check=True,
         capture_output=True,
     )
     assert (tmp_path / "run" / "evaluation.json").exists()
-    programs = tmp_path / "d3jax" / "programs"
-    assert (programs.is_dir() and any(programs.iterdir())) == kept
+    assert any((tmp_path / "d3jax" / "programs").iterdir())
+
+
+@pytest.mark.parametrize(("flag", "kept"), [([], True), (["--no-compile-cache"], False)])
+def test_no_program_is_kept_when_told_not_to(
+    flag: list[str], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr("d3jax.cli.use_compile_cache", lambda: calls.append(True))
+    with pytest.raises(SystemExit):
+        main(["train", "nowhere", *flag])
+    assert bool(calls) == kept
 
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from d3jax.training.bootstrap import auc_interval, cells_auc, count_cells
+from d3jax.training import bootstrap
+from d3jax.training.bootstrap import Cells, auc_interval, cells_auc, count_cells
 
 
 def rows(count, seed=0, digits=8):
@@ -44,6 +45,18 @@ def test_the_interval_is_that_of_rows_drawn_with_replacement():
     assert auc_interval(scores, label, 5000) == pytest.approx(expected, abs=6e-3)
     narrow = auc_interval(scores, label, 5000, level=0.5)
     assert narrow == pytest.approx(np.quantile(values, [0.25, 0.75]), abs=3e-3)
+
+
+def test_resamples_are_the_same_however_many_are_drawn_together(monkeypatch):
+    scores, label = rows(100)
+    whole = auc_interval(scores, label, 50)
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 700)
+    assert auc_interval(scores, label, 50) == whole
+
+
+def test_a_resample_without_a_class_has_no_auc():
+    cells = Cells(np.array([[1, 0], [0, 0]]), np.array([[0, 3], [2, 1]]))
+    np.testing.assert_array_equal(cells_auc(cells), [0.0, np.nan])
 
 
 def test_a_seed_repeats_the_interval_and_one_class_has_none():

@@ -78,7 +78,7 @@ def test_the_study_writes_a_table_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = Study(
-        sensitivities=(0.0, 2.0), shares=(), rows=20_000, seeds=1, out=tmp_path, settings=TINY
+        sensitivities=(0.0, 2.0), shares=(), rows=9_000, seeds=1, out=tmp_path, settings=TINY
     )
     main(study)
     text = (tmp_path / "planted.md").read_text()
