@@ -12,9 +12,8 @@ import pytest
 
 from d3jax import balance, layer, nnx
 from d3jax.balance import row_weights
-from d3jax.config import D3Config
 from d3jax.errors import ConfigError, ShapeError
-from d3jax.heads import D3Params, d3
+from d3jax.heads import D3Options, D3Params, d3
 from d3jax.layer import LayerFunctions, d3_layer
 from d3jax.parameters import declare_array, initialize
 from tests.conftest import Draw
@@ -94,14 +93,14 @@ def test_a_row_does_not_depend_on_the_others(draw: Draw) -> None:
 
 def test_it_is_what_the_head_generates(draw: Draw) -> None:
     """The parameters, and so the numbers, are those of a D3 head's generator."""
-    config = D3Config(width=O, **SMALL)
+    config = D3Options(width=O, **SMALL)
     declared = d3(config).declare(layer.Sizes(N, D, 3), I).params.generator
     ours = make().init(jax.random.key(3))
     jax.tree.map(np.testing.assert_array_equal, ours, initialize(declared, jax.random.key(3)))
 
 
 def test_defaults_are_those_of_the_head() -> None:
-    config = D3Config(width=O)
+    config = D3Options(width=O)
     declared = d3(config).declare(layer.Sizes(N, D, 3), I).params.generator
     ours = jax.eval_shape(d3_layer(**SIZES).init, jax.random.key(0))
     assert [a.shape for a in jax.tree.leaves(ours)] == [p.shape for p in jax.tree.leaves(declared)]
