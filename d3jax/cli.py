@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending(arguments, console):
         # Before a verb is looked for: the settings of parts are in files that import JAX.
         keep_freed_memory()
-        if KEEP_NOTHING not in arguments:
+        if KEEP_NOTHING not in (text.replace("_", "-") for text in arguments):
             use_compile_cache()
         parse(without_debug(arguments)).run(console)
 

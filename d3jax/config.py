@@ -219,6 +219,11 @@ class Config:
         return Config(**{**vars(self), **sections})
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """The sections that all models share, by their names."""
+        return {name: getattr(self, name) for name in _SHARED}
+
+    @property
     def chosen(self) -> dict[str, Any]:
         """The sections of the parts that the configuration names, by their names."""
         named = (
@@ -240,8 +245,7 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """Return plain values, tuples as lists: what all models share and the chosen parts'
         sections in full, and of other parts those that differ from their defaults."""
-        shared = {name: getattr(self, name) for name in _SHARED}
-        sections = {**shared, **self.chosen, **self.parts}
+        sections = {**self.shared, **self.chosen, **self.parts}
         return {name: _plain(section) for name, section in sections.items()}
 
     @classmethod
@@ -259,7 +263,7 @@ class Config:
         sections = from_json(dict[str, Any], value, name or "the whole", error)
         kinds = {section: _section_class(section) for section in sections}
         for section in sorted(section for section, kind in kinds.items() if kind is None):
-            known = [*_SHARED, *(each for each in section_names() if section_class(each))]
+            known = [*_SHARED, *section_names()]
             raise error(
                 f"{prefix}{section} is unknown to this d3jax{did_you_mean(section, known)}; it "
                 f"knows {', '.join(sorted(known))}"
@@ -286,7 +290,7 @@ def _section_class(name: str) -> type[Any] | None:
 def _check_section(name: str, options: Any) -> None:
     kind = section_class(name)
     if kind is None:
-        known = [each for each in section_names() if section_class(each)]
+        known = section_names()
         raise ConfigError(
             f"no part has settings called {name!r}{did_you_mean(name, known)}; those that are "
             f"known are {', '.join(known)}"

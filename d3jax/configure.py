@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
 from d3jax.presets import PRESETS, read_preset
 from d3jax.reads import idle, refuse_idle, setting_names
-from d3jax.registry import section_class, section_names
+from d3jax.registry import section_class
 
 DEFAULT = "best"
 """The preset for data of one's own."""
@@ -61,11 +61,10 @@ def _known(before: Config, settings: Mapping[str, Any]) -> list[str]:
     if "adapter" in settings and not isinstance(settings["adapter"], Mapping):
         adapter = AdapterConfig(settings["adapter"], "scenario_sum")
     named = before.changed(model=replace(before.model, **names), adapter=adapter)
-    given = [name for name in settings if name in section_names()]
-    return list(dict.fromkeys([*setting_names(named), *_settings_of(given)]))
+    return list(dict.fromkeys([*setting_names(named), *_settings_of(settings)]))
 
 
-def _settings_of(sections: list[str]) -> list[str]:
+def _settings_of(sections: Iterable[str]) -> list[str]:
     kinds = {name: section_class(name) for name in sections}
     return [
         f"{name}.{each.name}"

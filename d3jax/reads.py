@@ -156,12 +156,8 @@ def flag_of(name: str) -> str:
 
 def setting_names(config: Config) -> list[str]:
     """Return the settings of all sections that a configuration holds, such as "d3.width"."""
-    sections = {**_shared(config), **config.chosen, **config.parts}
+    sections = {**config.shared, **config.chosen, **config.parts}
     return [f"{name}.{each.name}" for name, part in sections.items() for each in fields(part)]
-
-
-def _shared(config: Config) -> dict[str, Any]:
-    return {name: part for name, part in vars(config).items() if name != "parts"}
 
 
 def get(config: Config, name: str) -> Any:

@@ -124,33 +124,39 @@ def register(
     REGISTRIES[kind].register(name, Part(build, options))
 
 
+def owner_of(section: str) -> tuple[Kind, str] | None:
+    """Return the kind and the name of the part that a section belongs to; None for a section of
+    none."""
+    owner = _OWNERS.get(section, section)
+    kinds = (kind for kind, registry in REGISTRIES.items() if owner in registry.names())
+    return next(((kind, owner) for kind in kinds), None)
+
+
 def section_class(name: str) -> type[Any] | None:
     """Return the dataclass of a part's section of a configuration; None for a name of none."""
-    owner = _OWNERS.get(name, name)
-    for registry in REGISTRIES.values():
-        if owner in registry.names():
-            return registry.find(owner).sections(owner).get(name)
-    return None
+    part = _part_of(name)
+    return None if part is None else part.sections(_OWNERS.get(name, name)).get(name)
 
 
 def section_names() -> list[str]:
-    """Return the names that may be a part's section."""
-    return [*(name for registry in REGISTRIES.values() for name in registry.names()), *_OWNERS]
+    """Return the names of all parts' sections; the parts' modules are imported."""
+    return [
+        section
+        for registry in REGISTRIES.values()
+        for name in registry.names()
+        for section in registry.find(name).sections(name)
+    ]
 
 
 def needs_of(section: str, setting: str) -> tuple[Need, ...]:
     """Return what must hold for a part's setting to be read, beside the part being chosen."""
-    for registry in REGISTRIES.values():
-        if section in registry.names():
-            return registry.find(section).needs.get(setting, ())
-    return ()
+    part = _part_of(section)
+    return () if part is None else part.needs.get(setting, ())
 
 
-def owner_of(section: str) -> tuple[Kind, str] | None:
-    """Return the kind and the name of the part that a section belongs to."""
-    owner = _OWNERS.get(section, section)
-    kinds = (kind for kind, registry in REGISTRIES.items() if owner in registry.names())
-    return next(((kind, owner) for kind in kinds), None)
+def _part_of(section: str) -> Part | None:
+    owner = owner_of(section)
+    return None if owner is None else REGISTRIES[owner[0]].find(owner[1])
 
 
 _OWNERS = {"balance": "d3"}

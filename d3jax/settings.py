@@ -86,8 +86,7 @@ class Settings(Verb):
             frozen=True,
         )
         kind.__doc__, kind.__module__ = cls.__doc__, cls.__module__
-        shared = {name: part for name, part in vars(config).items() if name != "parts"}
-        return kind(**shared)
+        return kind(**config.shared)
 
     def check(self, default: Settings) -> None:
         """Raise `ConfigError` for a flag, or a setting in a file by hand, that nothing reads."""

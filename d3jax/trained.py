@@ -86,7 +86,7 @@ class TrainedRun(Run, Predictor):
         prepared = self.prepared(None if place is None else Path(place))
         if doubt := self.doubt(prepared):
             warnings.warn(doubt, stacklevel=2)
-        loaded = self._loaded
+        loaded = self.best
         size = self.config.train.batch_size
         result = evaluate_split(loaded.trainer, loaded.state, prepared, split, size)
         return RunEvaluation(
@@ -101,7 +101,7 @@ class TrainedRun(Run, Predictor):
 
         `rows` are those that `predict` takes; raises what that raises.
         """
-        pairs = list(self._loaded.score(self._batches(rows, form)))
+        pairs = list(self.best.score(self._batches(rows, form)))
         self._watch.warn()
         scenario = np.concatenate([batch.scenario for batch, _ in pairs])
         scored = jax.tree.map(lambda *parts: np.concatenate(parts), *(each for _, each in pairs))
@@ -116,30 +116,26 @@ class TrainedRun(Run, Predictor):
 
         Returns the folder, which `d3jax.load` reads. Raises `OutputError` when it exists.
         """
-        export_run(self, Path(folder), self._loaded)
+        export_run(self, Path(folder), self.best)
         return Path(folder)
 
-    @property
-    def best(self) -> Loaded:
-        """Return the trainer and the best weights."""
-        return self._loaded
-
     @cached_property
-    def _loaded(self) -> Loaded:
+    def best(self) -> Loaded:
+        """The trainer and the best weights."""
         return load_best(self, voice(), self.own)
 
     @property
     def _devices(self) -> int:
-        return self._loaded.trainer.mesh.size
+        return self.best.trainer.mesh.size
 
     def _probabilities(
         self, batches: Iterable[Batch]
     ) -> Iterator[tuple[Batch, Float[np.ndarray, " R"]]]:
-        for batch, scored in self._loaded.score(batches):
+        for batch, scored in self.best.score(batches):
             yield batch, probabilities(np.asarray(scored.logits))
 
     def _table(self) -> Float[np.ndarray, "V D"]:
-        loaded = self._loaded
+        loaded = self.best
         return np.asarray(loaded.trainer.weights(loaded.state).embedding.table)
 
 

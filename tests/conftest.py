@@ -71,10 +71,15 @@ def key() -> jax.Array:
     return jax.random.key(20240226)
 
 
+WHOLE_RUNS = {"console", "data", "data_pipelines", "experiments", "hosts", "training"}
+"""Folders whose tests contain optax, as those with the marker `trains` do."""
+
+
 @pytest.fixture(autouse=True)
 def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
     """No implicit dtype promotion, but where optax runs: its bias correction relies on it."""
-    trains = request.node.get_closest_marker("trains") is not None
+    folders = request.path.relative_to(Path(__file__).parent).parts
+    trains = request.node.get_closest_marker("trains") or not WHOLE_RUNS.isdisjoint(folders)
     with jax.numpy_dtype_promotion("standard" if trains else "strict"):
         yield
 

@@ -32,6 +32,13 @@ TITLES: dict[str, str] = {
     "m3oe": "M3oE",
     "adaptdhm": "AdaptDHM",
 }
+
+
+def title_of(backbone: str) -> str:
+    """Return what tables call a backbone; one of another package by its own name."""
+    return TITLES.get(backbone, backbone)
+
+
 PAPER_BACKBONES: tuple[str, ...] = (
     "shared_bottom",
     "mmoe",
@@ -110,14 +117,14 @@ def table1() -> Table:
     pairs = [
         method
         for backbone in PAPER_BACKBONES
-        for method in (_own(backbone), _d3(backbone, "d3", base=TITLES.get(backbone, backbone)))
+        for method in (_own(backbone), _d3(backbone, "d3", base=title_of(backbone)))
     ]
     return Table("table1", "Backbones without and with D3 (Table 1)", (MLP, *pairs))
 
 
 def table2(backbone: str = "adi") -> Table:
     """Weight generators and loss adapters on one backbone."""
-    title = TITLES.get(backbone, backbone)
+    title = title_of(backbone)
     d2 = _d3(backbone, "d2", base=title)
     methods = (
         MLP,
@@ -135,7 +142,7 @@ def table2(backbone: str = "adi") -> Table:
 
 def table3(backbone: str = "adi") -> Table:
     """D3's parts, added one after another."""
-    title = TITLES.get(backbone, backbone)
+    title = title_of(backbone)
     parts: tuple[str, ...] = ("d1", "d2", "d3")
     added = (_d3(backbone, part, base=title) for part in parts)
     return Table("table3", f"D3's parts on {title} (Table 3)", (MLP, _own(backbone), *added))
@@ -156,13 +163,13 @@ def figure3(backbone: str = "adi") -> Table:
         for ratio in START_RATIOS
     ]
     methods[-1] = replace(methods[-1], base=None)
-    title = f"When loss adaptation starts, {TITLES.get(backbone, backbone)} (Figure 3)"
+    title = f"When loss adaptation starts, {title_of(backbone)} (Figure 3)"
     return Table("figure3", title, (MLP, *methods))
 
 
 def figure4(backbone: str = "adi") -> Table:
     """D3 alone, for its attention by scenario and field."""
-    title = f"Attention by scenario and field, {TITLES.get(backbone, backbone)} (Figure 4)"
+    title = f"Attention by scenario and field, {title_of(backbone)} (Figure 4)"
     return Table("figure4", title, (MLP, _d3(backbone, "d3", base=MLP.name)))
 
 
@@ -180,12 +187,12 @@ OPEN_POINTS: dict[str, tuple[tuple[str, Any], ...]] = {
 
 def open_points(backbone: str = "adi") -> Table:
     """D3 with each open point of the paper settled the other way, against D3 as it is read here."""
-    own, d3 = _own(backbone), _d3(backbone, "d3", base=TITLES.get(backbone, backbone))
+    own, d3 = _own(backbone), _d3(backbone, "d3", base=title_of(backbone))
     others = (
         replace(d3, name=f"{d3.name}, {name}", base=d3.name, settings=settings, preset=d3.slug)
         for name, settings in OPEN_POINTS.items()
     )
-    title = f"What the paper leaves open, {TITLES.get(backbone, backbone)}"
+    title = f"What the paper leaves open, {title_of(backbone)}"
     return Table("open-points", title, (MLP, own, d3, *others))
 
 
@@ -227,10 +234,8 @@ def against(table: Table, base: str) -> Table:
 
 
 def _own(backbone: str) -> Method:
-    return Method(TITLES.get(backbone, backbone), backbone)
+    return Method(title_of(backbone), backbone)
 
 
 def _d3(backbone: str, parts: str, base: str | None) -> Method:
-    return Method(
-        f"{TITLES.get(backbone, backbone)} + {parts.upper()}", backbone, "d3", parts, base=base
-    )
+    return Method(f"{title_of(backbone)} + {parts.upper()}", backbone, "d3", parts, base=base)

@@ -1,6 +1,6 @@
 """From a CSV of one's own to predictions: prepare, train, evaluate, predict, export.
 
-python -m experiments.examples.own_csv /tmp/clicks
+python -m experiments.examples.own_csv clicks
 
 The folder is a new one, and the file in it made up: 4,000 impressions in two tabs, where a phone's
 owner clicks more often in one tab and less often in the other.

@@ -113,11 +113,9 @@ def configured(choices: dict[str, Any]) -> Config:
 
 def setting_names() -> list[str]:
     """All settings of all parts."""
-    shared = [name for name in vars(Config()) if name != "parts"]
-    parts = [name for name in section_names() if section_class(name) is not None]
     return [
         f"{section}.{field.name}"
-        for section in (*shared, *parts)
+        for section in (*Config().shared, *section_names())
         for field in dataclasses.fields(getattr(Config(), section))
     ]
 

@@ -72,7 +72,7 @@ def raw(prepared: Path) -> pa.Table:
 def scored(run: d3jax.TrainedRun, prepared: Path) -> list[Any]:
     """What the training code says of the encoded test rows, in batches of 600."""
     rows = d3jax.open_prepared(prepared).rows("test")
-    return list(run._loaded.score(evaluation_batches(rows, batch_size=600)))
+    return list(run.best.score(evaluation_batches(rows, batch_size=600)))
 
 
 # Training.
@@ -246,7 +246,7 @@ def test_few_programs_score_any_number_of_rows(run: d3jax.TrainedRun, raw: pa.Ta
         answer = run.predict(raw.slice(0, count))
         np.testing.assert_allclose(answer, whole[:count], atol=1e-6)
     # Evaluation adds programs of its own sizes.
-    assert run._loaded.trainer.score_step._cache_size() <= len(SIZES) + 2
+    assert run.best.trainer.score_step._cache_size() <= len(SIZES) + 2
 
 
 def test_a_run_and_its_export_say_the_same(
@@ -266,9 +266,9 @@ def test_embeddings_are_the_tables_rows(run: d3jax.TrainedRun, prepared: Path) -
     values, vectors = run.embeddings("item")
     known = d3jax.open_prepared(prepared).vocabulary("item")
     assert values.tolist() == [None, *known["value"].to_pylist()]
-    schema, loaded = run.schema, run._loaded
+    schema, loaded = run.schema, run.best
     before = sum(field.size for field in schema.fields[: schema.index("item")])
-    table = np.asarray(loaded.trainer.settle(loaded.state).embedding.table)
+    table = np.asarray(loaded.trainer.weights(loaded.state).embedding.table)
     np.testing.assert_array_equal(vectors, table[before : before + len(values)])
     with pytest.raises(d3jax.DataError, match=r"^no field 'itm' in the schema; it has \['scena"):
         run.embeddings("itm")

@@ -17,19 +17,18 @@ from hypothesis import strategies as st
 from d3jax.batch import Field, Schema
 from d3jax.config import Config
 from d3jax.errors import CheckpointError, ConfigError, DataError
-from d3jax.registry import section_class, section_names
+from d3jax.registry import ADAPTERS, BACKBONES, HEADS, section_names
 from d3jax.training.loop import Progress
 from d3jax.typed import from_json, parse_json
 
-SECTIONS = {
-    **{name: type(part) for name, part in vars(Config()).items() if name != "parts"},
-    **{name: kind for name in section_names() if (kind := section_class(name)) is not None},
-}
+SECTIONS = {name: type(getattr(Config(), name)) for name in (*Config().shared, *section_names())}
 SETTINGS = {
     f"{section}.{field.name}": get_type_hints(kind)[field.name]
     for section, kind in SECTIONS.items()
     for field in fields(kind)
 }
+
+NAMED = {"model.backbone": BACKBONES, "model.head": HEADS, "adapter.adapter": ADAPTERS}
 
 BOOLEANS = (True, False)
 WHOLE = (0, 3, -1, 10**6)
@@ -82,7 +81,10 @@ def test_a_setting_of_the_wrong_type_is_refused_by_name_value_and_cure(name: str
 def test_a_setting_of_the_right_type_comes_back_or_is_refused_for_its_range(name: str) -> None:
     section, key = name.split(".")
     choices = () if SETTINGS[name] == tuple[int, ...] else get_args(SETTINGS[name])
-    for value in (*right(SETTINGS[name]), *choices):
+    values = (*right(SETTINGS[name]), *choices)
+    if name in NAMED:  # of the texts those that a part is called; test_registry has the others
+        values = tuple(NAMED[name].names())
+    for value in values:
         try:
             config = Config.from_json(nested(name, value))
         except ConfigError as error:

@@ -1,21 +1,12 @@
-"""A prepared directory to spoil; whole runs contain optax, whose bias correction promotes."""
+"""A prepared directory to spoil."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from tests.d3jax.data.directory import make
-
-
-@pytest.fixture(autouse=True)
-def strict_dtypes() -> Iterator[None]:
-    """The usual promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture

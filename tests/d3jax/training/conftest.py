@@ -1,6 +1,5 @@
 """A tiny world: a schema with a multi-valued field, a small model, and a batch with padding."""
 
-import jax
 import pytest
 
 from d3jax.batch import Field, Schema
@@ -28,10 +27,3 @@ def config():
 def batch(schema):
     """64 rows of which 14 are padding: with 8 devices the last one has no real row."""
     return make_batch(schema, 64, seed=1, padding=14)
-
-
-@pytest.fixture(autouse=True)
-def strict_dtypes():
-    """The usual promotion: optax' bias correction relies on it."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
