@@ -99,8 +99,8 @@ def lacking(config: Config, name: str) -> str | None:
     """Return what would make the parts of a configuration read a setting; None where they do."""
     section, setting = name.split(".")
     needs = (
-        *_chosen(section),
         *NEEDS.get(section, ()),
+        *_chosen(section),
         *NEEDS.get(name, ()),
         *needs_of(section, setting),
     )

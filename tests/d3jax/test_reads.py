@@ -92,6 +92,7 @@ SPECIAL: list[dict[str, Any]] = [
     {"model.backbone": "hamur", "hamur.adapters": 0},
     {"optimizer.embedding_update": "lazy_adamw"},
     {"optimizer.embedding_update": "adagrad"},
+    {"optimizer.schedule": "wsd"},
 ]
 CHOICES += SPECIAL
 
