@@ -127,7 +127,7 @@ def row_complexity(
 
 
 def complexity(logits: Float[Array, "B N N"], *, form: EntropyForm = "rows") -> Float[Array, " B"]:
-    """How evenly a row's attention is spread: its entropy minus ln N, in [-ln N, 0] (Eq. 15).
+    """Return how evenly a row's attention is spread: entropy minus ln N, in [-ln N, 0] (Eq. 15).
 
     `rows` averages the entropies of the N attention rows, `mean_row` takes the entropy of their
     average, as the authors' code does. Eq. 15 is printed without the minus that entropy has; the

@@ -25,7 +25,7 @@ from d3jax.parameters import Tree
 
 
 class Sizes(NamedTuple):
-    """What a part must know of the data to declare its parameters."""
+    """The sizes of the data that a part needs to declare its parameters."""
 
     num_fields: int
     embedding_dim: int
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """How a forward pass runs; fixed when the step is compiled.
+    """The circumstances of a forward pass, fixed when the step is compiled.
 
     `axis_name` is the mesh axis that shares the batch (None outside `shard_map`): statistics over
     "the batch" are taken over it. `key` feeds whatever is random in training.
@@ -58,7 +58,7 @@ EVALUATION = Mode()
 
 
 class Inputs(NamedTuple):
-    """What the embedding hands to a backbone."""
+    """The arrays that the embedding hands to a backbone."""
 
     x: Float[Array, "B N D"]
     scenario: Int[Array, " B"]
@@ -71,7 +71,7 @@ class Inputs(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a model says of each row: the logit before the sigmoid and, where it has them,
+    """A model's answer for each row: the logit before the sigmoid and, where it has them,
     the attention's logits (rows: the field that asks) and the gate (specific first)."""
 
     logits: Float[Array, " B"]
@@ -98,7 +98,7 @@ class Head(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What a generator made of a batch: `layer(index, hidden)` applies the layer it generated
+    """A generator's answer for a batch: `layer(index, hidden)` applies the layer it generated
     for that site; attention and gate are those of `Output`."""
 
     layer: Callable[[int, Array], Array]
@@ -153,7 +153,7 @@ class Model(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What a step tells the loss adapter: the model's output, the batch, each row's loss and,
+    """A step's report to the loss adapter: the model's output, the batch, each row's loss and,
     for an adapter that asked, the gradient norm [S] of each scenario's mean loss."""
 
     output: Output

@@ -1,4 +1,4 @@
-"""What a row becomes: the schema of the fields and the arrays of a batch."""
+"""The schema of the fields, and the arrays that rows become in a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EMPTY = -1
 
 
 Kind = Literal["integer", "decimal", "boolean", "text"]
-"""What the values of a field are, which fixes how they are spelt (`d3jax.data.encoding`)."""
+"""The kind of a field's values, which fixes how they are spelt (`d3jax.data.encoding`)."""
 
 
 class Batch(NamedTuple):

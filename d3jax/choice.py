@@ -1,4 +1,4 @@
-"""What a part that has a name is built from: the settings that were chosen, and its neighbours."""
+"""The settings and neighbours that a part with a name is built from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Options = TypeVar("Options")
 
 
 class HeadChoice(NamedTuple):
-    """What a head is built from: `own` is what the backbone has in its place, `width` the width
-    of a generated layer where the options leave it open, `tail` what reads that layer instead of
+    """The settings that a head is built from: `own` is what the backbone has in its place, `width`
+    that of a generated layer where the options leave it open, `tail` what reads it instead of
     dense layers."""
 
     schema: Schema
@@ -28,7 +28,7 @@ class HeadChoice(NamedTuple):
 
 
 class BackboneChoice(NamedTuple):
-    """What a backbone is built from.
+    """The settings and sizes that a backbone is built from.
 
     `d3` holds the settings of D3's head, None where another head is chosen: a backbone that takes
     D3's generator or gate inside builds them from it.
@@ -53,7 +53,7 @@ class BackboneChoice(NamedTuple):
 
 
 class AdapterChoice(NamedTuple):
-    """What a loss adapter is built from: `network` declares the network's parameters."""
+    """The settings of a loss adapter; `network` declares the network's parameters."""
 
     schema: Schema
     options: Any

@@ -65,7 +65,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """How the loss weighs scenarios, for models without D3's own balance."""
+    """The weighing of scenarios by the loss, for models without D3's own balance."""
 
     adapter: str = "none"
     """none, dwa, dtp, gradnorm, uncertainty, or a package's."""
@@ -239,7 +239,7 @@ class Config:
 
     @property
     def has_balance(self) -> bool:
-        """Whether the loss weighs rows as D3 does (Eq. 15-19)."""
+        """Return whether the loss weighs rows as D3 does (Eq. 15-19)."""
         return self.model.head == "d3" and self.d3.parts == "d3"
 
     def to_json(self) -> dict[str, Any]:

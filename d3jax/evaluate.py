@@ -26,7 +26,7 @@ from d3jax.training.trainer import Trainer
 from d3jax.unknown import Unknown, unknown_in
 
 RESAMPLES = 1000
-"""How often rows are drawn again for the intervals of AUC."""
+"""The number of times that rows are drawn again for the intervals of AUC."""
 
 
 class Evaluated(NamedTuple):
@@ -170,14 +170,14 @@ def planted_fields(prepared: Prepared) -> np.ndarray | None:
 
 
 def best_possible(prepared: Prepared, split: str) -> Evaluation | None:
-    """What the true click probabilities of a split would score; None where nobody knows them."""
+    """Return the metrics of a split's true click probabilities; None where nobody knows them."""
     rows = prepared.rows(split)
     label, scenario = np.asarray(rows.label), np.asarray(rows.scenario)
     return _planted(prepared, split, Scores(np.zeros(0), label, scenario))
 
 
 def _planted(prepared: Prepared, split: str, scores: Scores) -> Evaluation | None:
-    """What the true click probabilities, where the data has them, would score."""
+    """Return the metrics of the true click probabilities, where the data has them."""
     path = prepared.directory / split / "truth.npy"
     if not path.is_file():
         return None
@@ -189,7 +189,7 @@ def _planted(prepared: Prepared, split: str, scores: Scores) -> Evaluation | Non
 def run_evaluation(
     run: Run, split: str, data: Path | None, console: Console
 ) -> tuple[Evaluated, Unknown]:
-    """What `d3jax evaluate` shows; says on the console what speaks against the figures."""
+    """Return the figures that `d3jax evaluate` shows; says on the console what speaks against them."""
     prepared = run.prepared(data)
     warn_of_doubt(run, prepared, console)
     loaded = load_best(run)

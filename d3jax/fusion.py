@@ -79,7 +79,7 @@ def declare_fused(
 def fusion_gate(
     params: GateParams, selected: Float[Array, "B N D"], activation: Activation = jax.nn.relu
 ) -> Float[Array, "B 2"]:
-    """How much of a layer is this row's own and how much is shared (Eq. 11-12).
+    """Return the shares of a layer that are the row's own and shared (Eq. 11-12).
 
     Returns the softmax of two scores, specific first. The fused kernel depends on their product
     alone (Eq. 13), so a gate whose last kernel is zero never learns.
@@ -183,7 +183,7 @@ COMPUTER_BUDGET = 2**28
 
 
 def kernel_budget() -> int:
-    """How many numbers of generated kernels may be alive at a time.
+    """Return the most numbers of generated kernels that may be alive at a time.
 
     An accelerator, which has a memory of its own, gives a 32nd of its bytes; a number takes up to
     four, and the gradient needs about as much again.

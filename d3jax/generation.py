@@ -90,7 +90,7 @@ def feature_hidden(
     outer: bool = True,
     dtype: Any = None,
 ) -> Float[Array, "B M"]:
-    """What a row's weights are generated from: φ(h + φ(h W + b)), h by Eq. 9 (Eq. 10).
+    """Return what a row's weights are generated from: φ(h + φ(h W + b)), h by Eq. 9 (Eq. 10).
 
     `outer=False` leaves out the activation around the sum, as the authors' code does. The
     factors of the mixing product are rounded to `dtype`; None rounds none.
@@ -101,7 +101,7 @@ def feature_hidden(
 
 
 def mixture(params: GeneratorParams, hidden: Float[Array, "B M"]) -> Float[Array, "B R"]:
-    """How much of each shared matrix is in a row's kernel."""
+    """Return the share of each shared matrix in a row's kernel."""
     return hidden if params.mixing is None else hidden @ params.mixing
 
 

@@ -113,7 +113,7 @@ class D3Options:
 
 
 class D3Params(NamedTuple):
-    """What all generated layers have in common, and the layers; D1 has no gate, and only with
+    """The common parameters of all generated layers, and the layers; D1 has no gate, and only with
     `separate_bias` is there a hidden vector for biases alone."""
 
     attention: AttentionParams

@@ -38,7 +38,7 @@ OF_A_HEAD = frozenset({"form", "width", "head_layers", "layer_activation"})
 
 
 class D3Info(NamedTuple):
-    """What decided a row's weights: the attention's logits [B N N] (rows: the field that asks) and
+    """Sources of a row's weights: the attention's logits [B N N] (rows: the field that asks) and
     the gate [B 2], specific first; None with `parts="d1"`, which has no gate.
 
     Both are float32, or float64, whatever the inputs are: `row_weights(*info)` needs the digits.

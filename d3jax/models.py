@@ -36,7 +36,7 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
 
 
 def _is_sharded(schema: Schema, config: ModelConfig) -> bool:
-    """Whether the table's rows lie over all devices; a small one costs less where it is whole."""
+    """Return whether the table's rows lie over all devices; a small one costs less whole."""
     if config.table_layout == "auto":
         return schema.num_rows >= LARGE_TABLE
     return config.table_layout == "sharded"

@@ -1,4 +1,4 @@
-"""What `d3jax --help` shows: the verbs, found by entry points and described without importing.
+"""The text of `d3jax --help`: the verbs, found by entry points, described without importing.
 
 Python's own library suffices, so that it is instant.
 """

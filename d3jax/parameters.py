@@ -39,7 +39,7 @@ ones = initializers.ones
 
 @dataclass(frozen=True)
 class Parameter:
-    """What one array of a model is before it exists."""
+    """The shape, type and start of one array of a model before it exists."""
 
     shape: tuple[int, ...]
     init: Initializer = zeros
@@ -129,7 +129,7 @@ def initialize(declaration: Tree, key: PRNGKeyArray) -> Tree:
 
 
 def shardings(declaration: Tree, mesh: Mesh) -> Tree:
-    """Where each array lives."""
+    """Return the place of each array on the mesh."""
     return jax.tree.map(lambda parameter: NamedSharding(mesh, parameter.spec), declaration)
 
 
@@ -139,7 +139,7 @@ def specs(declaration: Tree) -> Tree:
 
 
 def count(declaration: Tree) -> int:
-    """How many numbers a declaration, or a tree of arrays, holds."""
+    """Return the number of numbers in a declaration, or a tree of arrays."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(declaration))
 
 

@@ -31,7 +31,7 @@ SCHEMA = pa.schema({"scenario": pa.string(), "probability": pa.float32()})
 
 
 class Predicted(NamedTuple):
-    """How many rows were scored, and what of them training had not seen."""
+    """The number of rows that were scored, and the values of them that training had not seen."""
 
     rows: int
     unknown: Unknown

@@ -43,7 +43,7 @@ class Predictor(ABC):
 
     @property
     def unknown(self) -> Unknown:
-        """How many of the rows scored so far have a value that training didn't see, by field."""
+        """Return the rows scored so far with a value that training didn't see, by field."""
         return self._watch.seen
 
     def predict(self, rows: Any, form: Format = PLAIN) -> Float[np.ndarray, " B"]:
@@ -92,7 +92,7 @@ class Predictor(ABC):
 
     @property
     def _devices(self) -> int:
-        """How many devices share a batch."""
+        """Return how many devices share a batch."""
         return 1
 
     def _batches(self, rows: Any, form: Format) -> Iterator[Batch]:

@@ -98,7 +98,7 @@ def read_preset(path: Path) -> Config:
 
 
 def written_by_hand(path: Path) -> bool:
-    """Whether a preset file holds settings alone; what d3jax writes tells more beside them.
+    """Return whether a preset file holds settings alone; one that d3jax writes holds more.
 
     Only of a file by hand is every setting there on purpose. Raises what `read_preset` does.
     """

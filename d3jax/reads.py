@@ -1,4 +1,4 @@
-"""Which settings a configuration's parts read, and what a setting needs to be read at all.
+"""The settings that a configuration's parts read, and the conditions for a setting to be read.
 
 A part ignores the settings of other parts, so that one configuration can serve many models. What
 somebody sets himself should not be ignored in silence: `idle` finds it. A setting without a rule
@@ -84,7 +84,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "balance.normalize": _WEIGHED,
     "optimizer.cooldown": (_COOLING,),
 }
-"""What a section needs, or one of its settings; a part's own file says what its settings need."""
+"""The needs of a section or of one of its settings; those of a part's are in its own file."""
 
 Variants = Callable[[Config], Sequence[Config]]
 """The configurations that are trained when somebody gives this one."""
@@ -179,7 +179,7 @@ def put(config: Config, name: str, value: Any) -> Config:
 
 
 def _cure(config: Config, name: str, before: Any, variants: Variants) -> str | None:
-    """What would make one of the variants take a setting; None where one does.
+    """Return what would make one of the variants take a setting; None where one does.
 
     A variant that is the same with the value before has a value of its own.
     """

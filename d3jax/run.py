@@ -42,7 +42,7 @@ class Run:
     """Schema, vocabularies and provenance, as the run keeps them."""
     data: Path
     fingerprint: str
-    """Of the data: `Prepared.fingerprint` when the run was made."""
+    """`Prepared.fingerprint` of the data when the run was made."""
     training_rows: int
     arrays: dict[str, str] = field(default_factory=dict)
     """Type and shape of each array of a model of one's own, which no configuration describes."""
@@ -131,7 +131,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Begun:
-    """What config.json holds: with which settings a run was begun, and on which data."""
+    """The content of config.json: the settings that a run was begun with, and its data."""
 
     run_version: int
     data: str

@@ -79,7 +79,7 @@ def start(
 
 
 def free_directory(data: Path | None, out: Path | None, overwrite: bool) -> str:
-    """Where a new run goes; raises what `check_run_free` raises, also for data to be made up."""
+    """Return the place of a new run; raises what `check_run_free` raises, also for its own data."""
     name = "synthetic" if data is None else data.resolve().name
     directory = fresh_directory(Path("runs"), name) if out is None else out
     check_run_free(directory, overwrite)
@@ -89,7 +89,7 @@ def free_directory(data: Path | None, out: Path | None, overwrite: bool) -> str:
 
 
 def synthetic_place(run: Path) -> Path:
-    """Where the embedded data set of a run goes, beside it."""
+    """Return the place of a run's embedded data set, beside it."""
     run = run if run.name not in ("", "..") else run.resolve()
     return run.with_name(f"{run.name}-data")
 
@@ -364,7 +364,7 @@ def training_data(prepared: Prepared, config: Config) -> Data:
 
 
 def _locate(prepared: Prepared, config: Config, step: int, position: int) -> str:
-    """Which training row the batch of the given step (the first is 1) has at a position."""
+    """Name the training row that the batch of a step (the first is 1) has at a position."""
     rows, train = prepared.rows("train"), config.train
     window = train.window_rows or None
     row = Gather(rows, train.batch_size, train.seed, 0, 1, window).row(step - 1, position)
@@ -383,7 +383,7 @@ def interrupting() -> AbstractContextManager[Callable[[int], bool]]:
 
 
 def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:
-    """What must be the same in all processes of a run."""
+    """Return the facts that must be the same in all processes of a run."""
     sums = prepared.directory / "checksums.json"
     return {
         "config": config.to_json(),

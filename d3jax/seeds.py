@@ -53,7 +53,7 @@ def train_seeds(
 
 
 def holds_seeds(directory: Path) -> bool:
-    """Whether a directory holds seeds side by side."""
+    """Return whether a directory holds seeds side by side."""
     return kind_of(directory) == "seeds"
 
 

@@ -40,9 +40,9 @@ class RunEvaluation(Evaluation):
 
     title: str
     unknown: Unknown
-    """Of these rows those with values that training didn't see."""
+    """The number of those rows with values that training didn't see."""
     best: Evaluation | None
-    """What the true click probabilities would score, where the data are made up."""
+    """The metrics of the true click probabilities, where the data are made up."""
 
     def __str__(self) -> str:
         return as_text(evaluation_table(self.title, self, self.best), trust_table(self))

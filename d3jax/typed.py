@@ -38,7 +38,7 @@ def parse_json(text: str) -> Any:
 
 
 def from_json(kind: Any, value: Any, name: str = "", error: type[D3jaxError] = ConfigError) -> Any:
-    """What `kind` is of a JSON value; a field of a dataclass that it lacks has its default.
+    """Return the `kind` that a JSON value stands for; a dataclass' field that it lacks is the default.
 
     Raises `error` naming the first field, by its path from `name` on, that is unknown, missing or
     of another type, with its value and what it must be. What a dataclass raises passes through. A
@@ -93,7 +93,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_made_of(kind: Any, value: list[Any] | dict[str, Any]) -> bool:
-    """Whether a tuple is made of a list, or a dataclass of an object."""
+    """Return whether a tuple is made of a list, or a dataclass of an object."""
     return is_dataclass(kind) if isinstance(value, dict) else get_origin(kind) is tuple
 
 
@@ -127,7 +127,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value, lists being tuples, is what an annotation says."""
+    """Return whether a value, lists being tuples, is what an annotation says."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
@@ -147,7 +147,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _must_be(kind: Any, many: str = "list") -> str:
-    """What an annotation asks for, in words."""
+    """Return an annotation in words."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"

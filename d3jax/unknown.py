@@ -1,4 +1,4 @@
-"""What of some rows training had not seen: a model scores such values as it never learnt to."""
+"""Values that training had not seen: a model scores them as it never learnt to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d3jax.data.encoder import unknown_rows
 from d3jax.data.prepared import Prepared
 
 FAR = 0.2
-"""How far above training's share of unknown values another is worth a warning."""
+"""The excess over training's share of unknown values that is worth a warning."""
 
 ENOUGH = 100
 """Rows of which the share of unknown values is worth a warning."""
@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 
 
 class Unknown(NamedTuple):
-    """Of `total` rows those [N] without a known value in a field; `trained` the share in train."""
+    """The rows [N], of `total`, without a known value in a field; `trained`: the share in train."""
 
     schema: Schema
     rows: Int[np.ndarray, " N"]
@@ -99,7 +99,7 @@ def training_share(described: Prepared) -> Float[np.ndarray, " N"]:
 
 
 def unknown_in(prepared: Prepared, split: str, described: Prepared) -> Unknown:
-    """What of a split is unknown, beside the training rows of what is `described`."""
+    """Return the unknown values of a split, beside the training rows of what is `described`."""
     ids = prepared.rows(split).ids
     starts = range(0, len(ids), _CHUNK)
     rows = sum(unknown_rows(prepared.schema, ids[start : start + _CHUNK]) for start in starts)

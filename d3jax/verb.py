@@ -12,7 +12,7 @@ from d3jax.overview import HELP
 
 @dataclass(frozen=True)
 class Verb:
-    """What an entry point of the group `d3jax.verbs` names; its first line is what help says.
+    """A verb, which an entry point of the group `d3jax.verbs` names; help says its first line.
 
     JAX and the data engines are imported by `run`, so that help is instant.
     """

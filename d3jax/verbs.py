@@ -106,7 +106,7 @@ class Evaluate(Verb):
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run directory."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which rows to score."""
+    """Rows to score."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="PREPARED")] = None
     """Another prepared directory with the run's vocabularies; the run's own when not given."""
     json: bool = False
@@ -142,7 +142,7 @@ class Predict(Verb):
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A .csv or .parquet file to write; standard output when not given."""
     form: tyro.conf.OmitArgPrefixes[Format] = field(default_factory=Format)
-    """How text files are written."""
+    """The form of text files."""
 
     def run(self, console: Console) -> None:
         """Writes one probability a row."""

@@ -97,7 +97,7 @@ def dtp_weights(kpi: Float[Array, " S"], gamma: float) -> Float[Array, " S"]:
 
 
 def score_histogram(feedback: Feedback, num_scenarios: int) -> Float[Array, "S 2 bins"]:
-    """How many of this device's real rows, by scenario and label, scored in each bin."""
+    """Count this device's real rows by scenario, label and bin of the score."""
     batch = feedback.batch
     place = (feedback.output.logits / AUC_LIMIT + 1) * (AUC_BINS / 2)
     position = jnp.clip(place, 0, AUC_BINS - 1).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""What loss adapters have in common that weigh scenarios by what training has measured.
+"""The common parts of loss adapters that weigh scenarios by what training has measured.
 
 A scenario is a task of the multi-task literature. Its weight multiplies its rows' losses in their
 mean over the batch or, with `scenario_sum`, its mean loss in the sum over scenarios. What an

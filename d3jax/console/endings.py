@@ -1,4 +1,4 @@
-"""How a command ends: in a few lines, whatever happened, and with a code of `exits`."""
+"""The end of a command: a few lines, whatever happened, and a code of `exits`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def tell(error: BaseException, arguments: Sequence[str], console: Console) -> in
 
 
 def wants_traceback(arguments: Sequence[str]) -> bool:
-    """Whether --debug, or the environment, asks for it."""
+    """Return whether --debug, or the environment, asks for a traceback."""
     return "--debug" in arguments or os.environ.get(DEBUG, "") not in ("", "0")
 
 
@@ -78,7 +78,7 @@ def without_debug(arguments: Sequence[str]) -> list[str]:
 
 
 def _system_error(error: OSError) -> str:
-    """What the system refused, such as a file that may not be read."""
+    """Return in words the refusal of the system, such as a file that may not be read."""
     if error.filename is None:
         return f"{error.strerror}; is a disk full, or the standard output closed?"
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename

@@ -1,4 +1,4 @@
-"""What d3jax says when it is called from a program: on the screen, or to the program's log."""
+"""Messages to a program that calls d3jax: on the screen, or in the program's log."""
 
 from __future__ import annotations
 

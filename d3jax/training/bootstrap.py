@@ -1,4 +1,4 @@
-"""How sure an AUC is: a bootstrap interval, in seconds also for very many rows."""
+"""The interval of an AUC by bootstrap, in seconds also for very many rows."""
 
 from __future__ import annotations
 

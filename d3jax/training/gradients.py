@@ -19,7 +19,7 @@ from d3jax.parameters import DATA_AXIS, Tree, named_leaves
 
 
 class Before(NamedTuple):
-    """What a step starts from: the network, this device's rows of the table, and both states."""
+    """The start of a step: the network, this device's rows of the table, and both states."""
 
     network: Tree
     rows: Float[Array, "B K D"]
@@ -43,7 +43,7 @@ class Gradients(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What the forward pass gave beside the gradient."""
+    """The results of the forward pass beside the gradient."""
 
     feedback: Feedback
     model_state: Tree
@@ -77,7 +77,7 @@ def _slice(
     mode: Mode,
     fraction: Float[Array, ""],
 ) -> tuple[Gradients, Forward]:
-    """Of one slice, whose loss counts as `fraction` of the batch's."""
+    """Return the gradients of one slice, whose loss counts as `fraction` of the batch's."""
 
     def share(network: Tree, rows: Array) -> tuple[Array, Forward]:
         output, model_state = model.forward(network, before.model_state, rows, batch, mode)

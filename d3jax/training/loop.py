@@ -29,7 +29,7 @@ def _by_position(step: int, row: int) -> str:
 
 
 class Data(NamedTuple):
-    """Where batches come from. `training(start, stop)` gives those of steps start to stop - 1,
+    """The source of batches. `training(start, stop)` gives those of steps start to stop - 1,
     the same ones whenever it is asked; `validation()` gives each validation row once;
     `locate(step, row)` says in words which row the batch of `step` has at a position."""
 
@@ -61,7 +61,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop, beside the train state, must remember to go on exactly as before."""
+    """The memory that the loop needs, beside the train state, to go on exactly as before."""
 
     step: int = 0
     best_step: int | None = None
@@ -192,7 +192,7 @@ def train(
 
 
 class _Loop:
-    """How far each member is; those whose patience hasn't run out are `going`."""
+    """The progress of each member; those whose patience hasn't run out are `going`."""
 
     def __init__(self, trainer: Trainer, config: TrainConfig, members: Sequence[Member]) -> None:
         self._trainer, self._config, self._members = trainer, config, members
@@ -258,12 +258,12 @@ class _Loop:
 
 
 def finished(config: TrainConfig, progress: Progress, last: int) -> bool:
-    """Whether all steps are taken or patience has run out."""
+    """Return whether all steps are taken or patience has run out."""
     return progress.step >= last or out_of_patience(config, progress)
 
 
 def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
-    """Whether too many evaluations brought nothing better."""
+    """Return whether too many evaluations brought nothing better."""
     return 0 < config.patience <= progress.stale
 
 
@@ -346,7 +346,7 @@ def _check_indices(trainer: Trainer, step: int, batch: Batch) -> None:
 
 
 def _diagnosis(step: int, info: StepInfo, model: Model, member: Member) -> str:
-    """What isn't finite in a step, and where it shows first."""
+    """Name what isn't finite in a step, and where it shows first."""
     whose = f" of {member.name}" if member.name else ""
     norm = info.gradient_norm
     told = f"the loss{whose} at step {step} is {info.loss} and the gradient's norm {norm}."

@@ -46,7 +46,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the scores of a group of rows are worth; None where a value isn't defined."""
+    """The metrics of a group of rows; None where a value isn't defined."""
 
     rows: int
     click_rate: float | None

@@ -25,7 +25,7 @@ from d3jax.training.table.updates import (
 
 
 class Optimizer(NamedTuple):
-    """What becomes of the network's gradients, and of those of the table's rows.
+    """The updates of the network and of the table's rows.
 
     `clip_norm` bounds the norm of both together (0: no bound). `average` is the decay of the
     exponential average of the weights that rows are scored with (0: the weights themselves).
@@ -38,7 +38,7 @@ class Optimizer(NamedTuple):
 
 
 class OptimizerState(NamedTuple):
-    """What both remember, and the scratch of `sum_by_row`, an integer a row; () when dense."""
+    """The memory of both, and the scratch of `sum_by_row`, an integer a row; () when dense."""
 
     network: Tree
     table: Tree
@@ -113,13 +113,13 @@ def _table_update(config: OptimizerConfig, rate: Rate, rows: int) -> TableUpdate
 
 
 def init_optimizer(optimizer: Optimizer, network: Tree, table: Array) -> OptimizerState:
-    """What the optimizer remembers before the first step."""
+    """Return the memory of the optimizer before the first step."""
     slot = jnp.zeros(table.shape[:1], jnp.int32) if optimizer.table.row_wise else ()
     return OptimizerState(optimizer.network.init(network), optimizer.table.init(table), slot)
 
 
 def optimizer_specs(optimizer: Optimizer, model: Model) -> OptimizerState:
-    """Where that lives on the mesh; the network's is a prefix of its tree.
+    """Return the places of that memory on the mesh; the network's is a prefix of its tree.
 
     Whatever has an entry for each row of the table lies where the row does.
     """

@@ -63,7 +63,7 @@ class TrainState(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """What isn't finite in a step: how many rows' losses, the first of them in the global batch,
+    """Parts of a step that aren't finite: how many rows' losses, the first of them in the batch,
     and the first parameter's gradient, counted as `named_leaves` does, the table's rows last.
 
     Where all is finite they are 0, the batch's size and the number of parameters.
@@ -75,7 +75,7 @@ class Trouble(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step reports; nothing here is needed by the next."""
+    """A step's report; nothing here is needed by the next."""
 
     loss: Float[Array, ""]
     cross_entropy: Float[Array, ""]
@@ -84,7 +84,7 @@ class StepInfo(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What evaluation keeps of a row: its logit and, where the model has them, the attention
+    """A row as evaluation keeps it: its logit and, where the model has them, the attention
     that each field receives on average (it sums to 1), the gate, and what its loss counts among
     the rows of its batch once D3 weighs them."""
 
@@ -99,7 +99,7 @@ ScoreStep = Callable[[ModelParams, Tree, Batch], Scored]
 
 
 class StepOptions(NamedTuple):
-    """How a step is computed.
+    """The ways of computing a step.
 
     `slices`: parts that a device's share of the batch is computed in, one after another.
     `skip_bad`: a step whose loss or gradient isn't finite changes nothing but its own number.
@@ -140,7 +140,7 @@ def init_state(
 
 
 def state_specs(model: Model, optimizer: Optimizer) -> TrainState:
-    """Where the state lives on the mesh; a spec stands for all arrays of the subtree below it."""
+    """Return the places of the state on the mesh; a spec stands for the whole subtree below it."""
     everywhere: Any = REPLICATED
     table = model.declared.params.embedding.table.spec
     average = Average(everywhere, table, table if optimizer.table.row_wise else ())
@@ -156,7 +156,7 @@ def state_specs(model: Model, optimizer: Optimizer) -> TrainState:
 
 
 def params_specs(model: Model) -> ModelParams:
-    """Where the parameters live: the table as declared, the network on every device."""
+    """Return the places of the parameters: the table as declared, the network everywhere."""
     return ModelParams(specs(model.declared.params.embedding), REPLICATED)
 
 
@@ -243,7 +243,7 @@ def device_train_step(
 
 
 def is_sharded(model: Model) -> bool:
-    """Whether the table's rows are spread over the devices."""
+    """Return whether the table's rows are spread over the devices."""
     return model.declared.params.embedding.table.spec != REPLICATED
 
 
@@ -276,7 +276,7 @@ def _moved(
 
 
 class _Health(NamedTuple):
-    """Whether all is finite, ‖g‖² of the network's gradient, and what isn't."""
+    """Finite or not, ‖g‖² of the network's gradient, and what isn't finite."""
 
     good: Bool[Array, ""]
     network_square: Float[Array, ""]

@@ -48,7 +48,7 @@ from d3jax.training.step import (
 
 
 class Parts(NamedTuple):
-    """What a trainer is made of; `steps` is the run's length, None where it isn't known."""
+    """The parts of a trainer; `steps` is the run's length, None where it isn't known."""
 
     model: Model
     optimizer: Optimizer

@@ -22,7 +22,7 @@ Table = Float[Array, "V D"]
 
 
 class Touched(NamedTuple):
-    """What a batch read, and what it says of it. R = B·K slots of all devices together.
+    """The rows that a batch read, and their gradients. R = B·K slots of all devices together.
 
     `rows` are the table rows of this device's slots, `places` where the slots of all devices lie
     in this device's part (its size for a row that lies elsewhere, or for an empty slot).
@@ -51,7 +51,7 @@ class RowSums(NamedTuple):
 
 
 def find_places(rows: Int[Array, "B K"], size: int, sharded: bool) -> Int[Array, " R"]:
-    """Where the rows that all devices read lie in this device's part of `size` rows."""
+    """Return the places of the rows that all devices read in this device's part of `size` rows."""
     gathered = _gather(rows.reshape(-1), sharded)
     if not sharded:
         return gathered
@@ -167,5 +167,5 @@ def _gather(local: Array, sharded: bool) -> Array:
 
 
 def _alone() -> bool:
-    """Whether there is one device: XLA copies what it would send to itself."""
+    """Return whether there is one device: XLA copies what it would send to itself."""
     return lax.axis_size(DATA_AXIS) == 1

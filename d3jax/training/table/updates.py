@@ -1,4 +1,4 @@
-"""How the embedding table follows its gradients: all of it, or only the rows of the batch.
+"""Updates of the embedding table: of all of it, or only of the rows of the batch.
 
 A dense update costs as much as the table is large. The row-wise ones cost what the batch is
 large: a batch of 2,048 rows with 23 fields touches at most 47,104 rows of 10 million.
