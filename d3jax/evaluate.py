@@ -189,7 +189,7 @@ def _planted(prepared: Prepared, split: str, scores: Scores) -> Evaluation | Non
 def run_evaluation(
     run: Run, split: str, data: Path | None, console: Console
 ) -> tuple[Evaluated, Unknown]:
-    """Return the figures that `d3jax evaluate` shows; says on the console what speaks against them."""
+    """Return what `d3jax evaluate` shows; tells the console what speaks against them."""
     prepared = run.prepared(data)
     warn_of_doubt(run, prepared, console)
     loaded = load_best(run)

@@ -38,7 +38,7 @@ def parse_json(text: str) -> Any:
 
 
 def from_json(kind: Any, value: Any, name: str = "", error: type[D3jaxError] = ConfigError) -> Any:
-    """Return the `kind` that a JSON value stands for; a dataclass' field that it lacks is the default.
+    """Return the `kind` that a JSON value stands for; a field of a dataclass may be left out.
 
     Raises `error` naming the first field, by its path from `name` on, that is unknown, missing or
     of another type, with its value and what it must be. What a dataclass raises passes through. A
