@@ -228,7 +228,8 @@ def run_to_end(
     settings = runs[0].config.train
     with ExitStack() as opened:
         kept = [opened.enter_context(run.checkpoints(writer=True)) for run in runs]
-        state, progress = newest_state(trainer, kept, settings, console)
+        seeds = [run.config.train.seed for run in runs]
+        state, progress = newest_state(trainer, kept, seeds, settings, console)
         with ExitStack() as observed:
             members = [
                 Member(
@@ -253,7 +254,11 @@ def run_to_end(
 
 
 def newest_state(
-    trainer: Trainer, kept: Sequence[Checkpoints], settings: TrainConfig, console: Console
+    trainer: Trainer,
+    kept: Sequence[Checkpoints],
+    seeds: Sequence[int],
+    settings: TrainConfig,
+    console: Console,
 ) -> tuple[TrainState, list[Progress]]:
     """The state and progress at the newest step that all checkpoints have, but for those of runs
     whose patience has run out, which have ended; or those before the first step.
@@ -261,7 +266,7 @@ def newest_state(
     Tells of damaged ones on the console.
     """
     if not all(checkpoints.steps() for checkpoints in kept):
-        return trainer.init(), [Progress() for _ in kept]
+        return trainer.init(seeds), [Progress() for _ in kept]
     restored = [checkpoints.restore(trainer.abstract) for checkpoints in kept]
     for message in (message for each in restored for message in each.damaged):
         console.print(styled("damaged:", "bold red"), message)

@@ -128,22 +128,6 @@ def never(step: int) -> bool:
     return False
 
 
-def fit(
-    trainer: Trainer,
-    config: TrainConfig,
-    data: Data,
-    state: TrainState,
-    progress: Progress,
-    checkpoints: Checkpoints,
-    observer: Observer,
-    should_stop: Stop = never,
-) -> tuple[TrainState, Progress]:
-    """Trains one model; see `train`."""
-    member = Member(data, progress, checkpoints, observer)
-    state, [progress] = train(trainer, config, [member], state, should_stop)
-    return state, progress
-
-
 def train(
     trainer: Trainer,
     config: TrainConfig,

@@ -89,7 +89,8 @@ class Trainer(NamedTuple):
         """Return the state before the first step; models side by side take `seed` and those after
         it, or one seed each.
 
-        Warns when the loss depends on the run's length, which nobody told.
+        Warns when the loss depends on the run's length, which nobody told. Raises `ConfigError`
+        for a number of seeds that isn't that of the models.
         """
         if self.parts.loss.planned is not None and self.parts.steps is None:
             warnings.warn(
@@ -97,10 +98,14 @@ class Trainer(NamedTuple):
                 "not known, so it weighs them from the first step on; pass steps=... to trainer",
                 stacklevel=2,
             )
-        seed = self.seed if seed is None else seed
-        if self.parts.models is not None and isinstance(seed, int):
-            seed = range(seed, seed + self.parts.models)
-        return self.create(np.asarray(seed, np.int32))
+        models = self.parts.models
+        seeds = np.asarray(self.seed if seed is None else seed)
+        if seeds.ndim == 0:
+            seeds = seeds + np.arange(models or 1)
+        if seeds.shape != (models or 1,):
+            raise ConfigError(f"{len(seeds)} seeds for {models or 1} models; give one seed each")
+        seeds = seeds.astype(np.int32)
+        return self.create(seeds[0] if models is None else seeds)
 
     def step(
         self, state: TrainState, batch: Batch | Sequence[Batch]

@@ -7,7 +7,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,8 @@ class CellResult:
     validation: float | None
     """The best value of the monitored metric."""
     seconds: float
-    """Spent training and evaluating, in the attempt that finished."""
+    """Spent training and evaluating, in the attempt that finished; its share of those side by
+    side."""
     attention: np.ndarray | None
     """[S N] what each field receives on average, NaN for a scenario without rows."""
 
@@ -64,50 +66,52 @@ def read_cell(run: Run | None) -> CellResult | None:
         return None
 
 
-def run_cell(
-    run: Run,
+def run_cells(
+    runs: Sequence[Run],
     prepared: Prepared,
     trainer: Trainer,
     show: Callable[[float], None],
     should_stop: Callable[[int], bool],
     keep: bool,
-) -> CellResult:
-    """Trains the cell to its end and evaluates its best weights on the test rows.
+) -> list[CellResult]:
+    """Trains a method's cells, side by side, to their end and evaluates the best weights of each
+    on the test rows.
 
-    Its checkpoints are deleted then unless `keep`. Raises `Preempted` when it was asked to stop.
+    Their checkpoints are deleted then unless `keep`. Raises `Preempted` when it was asked to stop.
     """
     started = time.monotonic()
-    last, size = expected_steps(prepared, run.config), run.config.train.batch_size
-    with writing(run.directory), exclusive(run.directory):
-        [(progress, result, _)] = run_to_end(
-            [run],
+    last, size = expected_steps(prepared, runs[0].config), runs[0].config.train.batch_size
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(writing(run.directory))
+            stack.enter_context(exclusive(run.directory))
+        ended = run_to_end(
+            runs,
             prepared,
             trainer,
             lambda run, start: QuietJournal(run, start, last, size, show),
             should_stop,
             Console(stderr=True),
         )
-        facts = {
-            "weights": count(trainer.model.declared.params.network),
-            "steps": progress.step,
-            "best_step": progress.best_step,
-            "validation": progress.best_metric,
-            "seconds": time.monotonic() - started,
-        }
-        _write(run, result, facts)
-        if not keep:
-            shutil.rmtree(run.directory / "checkpoints")
-    finished = read_cell(run)
-    assert finished is not None
+        for run, (progress, result, _) in zip(runs, ended, strict=True):
+            facts = {
+                "weights": count(trainer.model.declared.params.network),
+                "steps": progress.step,
+                "best_step": progress.best_step,
+                "validation": progress.best_metric,
+                "seconds": (time.monotonic() - started) / len(runs),
+            }
+            _write(run, result, facts)
+            if not keep:
+                shutil.rmtree(run.directory / "checkpoints")
+    finished = [cell for run in runs if (cell := read_cell(run)) is not None]
+    assert len(finished) == len(runs)
     return finished
 
 
-def cell_trainer(run: Run, compiled: Trainer | None) -> Trainer:
-    """The cell's trainer, with the steps that another seed of its method has compiled."""
-    trainer = trainer_for(run)
-    if compiled is None:
-        return trainer
-    return trainer._replace(train_step=compiled.train_step, score_step=compiled.score_step)
+def cell_trainer(runs: Sequence[Run]) -> Trainer:
+    """Return a trainer of the runs, which differ in their seeds only."""
+    return trainer_for(runs[0], models=len(runs) if len(runs) > 1 else None)
 
 
 def expected_steps(prepared: Prepared, config: Config) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ from d3jax.data.prepared import Prepared, check_rows, open_prepared
 from d3jax.disk import writing
 from d3jax.errors import Preempted, TrainingError
 from d3jax.owned import claim
-from d3jax.parts import balance_of, balance_start, check_config, refusal
+from d3jax.parts import (
+    balance_of,
+    balance_start,
+    check_config,
+    is_faster_side_by_side,
+    refusal,
+)
 from d3jax.presets import read_preset
 from d3jax.run import Run, create_run, open_same_run
 from d3jax.training.checkpoint.storage import check_storable
@@ -28,7 +35,7 @@ from experiments.compare.cells import (
     cell_trainer,
     expected_steps,
     read_cell,
-    run_cell,
+    run_cells,
 )
 from experiments.compare.figures import draw_comparison
 from experiments.compare.html import html
@@ -174,34 +181,57 @@ def _train(
     left: Sequence[Cell], plan: Plan, prepared: Prepared, results: Results, console: Console
 ) -> list[str]:
     """Trains the cells into `results`; returns what has to be said about those that failed."""
-    compiled: dict[str, Trainer] = {}
+    trainers: dict[tuple[str, int], Trainer] = {}
     failures = []
+    waiting, done = deque(groups(left, prepared)), 0
     with _progress(console, results, left) as show, stop_signals() as should_stop:
-        for index, cell in enumerate(left):
-            name = cell.method.name
-            run = cell.run(prepared)
-            trainer = cell_trainer(run, compiled.get(name))
-            compiled.setdefault(name, trainer)
+        while waiting:
+            cells = waiting.popleft()
+            runs = [cell.run(prepared) for cell in cells]
+            key = (cells[0].method.name, len(cells))
+            if key not in trainers:
+                trainers[key] = cell_trainer(runs)
+            shown = partial(show, done, title(cells), len(cells))
             try:
-                results[name][cell.seed] = run_cell(
-                    run,
-                    prepared,
-                    trainer,
-                    partial(show, index),
-                    should_stop,
-                    plan.keep,
+                finished = run_cells(runs, prepared, trainers[key], shown, should_stop, plan.keep)
+                results[cells[0].method.name].update(
+                    {cell.seed: result for cell, result in zip(cells, finished, strict=True)}
                 )
             except Preempted as stop:
-                raise Preempted(f"{name}, seed {cell.seed}: {_SAME}") from stop
+                raise Preempted(f"{title(cells)}: {_SAME}") from stop
             except TrainingError as error:
-                failures.append(f"{name}, seed {cell.seed}, failed: {error}")
-            show(index, 1.0)
+                if len(cells) > 1:  # One of them; the others come to their end without it.
+                    waiting.extendleft([cell] for cell in reversed(cells))
+                    continue
+                failures.append(f"{title(cells)}, failed: {error}")
+            shown(1.0)
+            done += len(cells)
             if not console.is_terminal:  # Such as a log, which shows the bar only when it is full.
-                parts = (name, f"seed {cell.seed}", time_left(results, left[index + 1 :]))
-                console.print(f"{index + 1} of {len(left)}: {', '.join(filter(None, parts))}")
-            if should_stop(0) and index + 1 < len(left):
-                raise Preempted(f"{name}, seed {cell.seed}: {_SAME}")
+                parts = (title(cells), time_left(results, left[done:]))
+                console.print(f"{done} of {len(left)}: {', '.join(filter(None, parts))}")
+            if should_stop(0) and waiting:
+                raise Preempted(f"{title(cells)}: {_SAME}")
     return failures
+
+
+def groups(cells: Sequence[Cell], prepared: Prepared) -> list[list[Cell]]:
+    """Return the cells that are trained together: a method's seeds where that is faster."""
+    by_method: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_method.setdefault(cell.method.name, []).append(cell)
+    together = {
+        name
+        for name, [first, *_] in by_method.items()
+        if is_faster_side_by_side(prepared.schema, first.config)
+    }
+    alone = [[cell] for cell in cells if cell.method.name not in together]
+    return [by_method[name] for name in by_method if name in together] + alone
+
+
+def title(cells: Sequence[Cell]) -> str:
+    """Return the method and the seeds of cells in words."""
+    seeds = ", ".join(str(cell.seed) for cell in cells)
+    return f"{cells[0].method.name}, seed{'s' if len(cells) > 1 else ''} {seeds}"
 
 
 def remaining_seconds(spent: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:
@@ -226,8 +256,8 @@ def time_left(results: Results, left: Sequence[Cell]) -> str:
 @contextmanager
 def _progress(
     console: Console, results: Results, left: Sequence[Cell]
-) -> Iterator[Callable[[int, float], None]]:
-    """Yields `show(index, share)`: the cell at work and how much of it is done."""
+) -> Iterator[Callable[[int, str, int, float], None]]:
+    """Yields `show(done, title, count, share)`: the cells done, and the share of those at work."""
     columns = (
         Words("{task.description}"),
         BarColumn(),
@@ -238,13 +268,12 @@ def _progress(
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("cells", total=len(left), left="")
 
-        def show(index: int, share: float) -> None:
-            cell = left[index]
+        def show(done: int, title: str, count: int, share: float) -> None:
             bar.update(
                 task,
-                completed=index + share,
-                description=f"{cell.method.name}, seed {cell.seed}",
-                left=time_left(results, left[index + int(share) :]),
+                completed=done + count * share,
+                description=title,
+                left=time_left(results, left[done + count * int(share) :]),
             )
 
         yield show

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,10 @@ from d3jax.disk import writing
 from d3jax.errors import ConfigError, Preempted, TrainingError
 from d3jax.journal import Silence
 from d3jax.owned import check_output, replacing
-from d3jax.parts import build_trainer, check_config, refusal
+from d3jax.parts import build_trainer, check_config, is_faster_side_by_side, refusal
 from d3jax.running import training_data
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.loop import Progress, fit, monitored
+from d3jax.training.loop import Member, Progress, monitored, train
 from d3jax.training.metrics import Evaluation
 from experiments.compare.tables import Table
 from experiments.search.preset_file import is_found, settings_of
@@ -208,29 +208,29 @@ def _go_on(study: optuna.Study, plan: Search, prepared: Prepared) -> None:
 
 def train_on_validation(
     config: Config,
+    seeds: Sequence[int],
     prepared: Prepared,
     should_stop: Callable[[int], bool],
     report: Report = lambda count, metric: None,
-) -> float:
-    """Trains once and returns the best monitored value on the validation rows."""
-    data = training_data(prepared, config)
-    trainer = build_trainer(prepared.schema, config, data.steps_per_epoch)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Checkpoints(Path(scratch) / "checkpoints", {}, writer=True) as checkpoints,
-    ):
-        _, progress = fit(
-            trainer,
-            config.train,
-            data,
-            trainer.init(),
-            Progress(),
-            checkpoints,
-            Watcher(config, report),
-            should_stop,
-        )
-    assert progress.best_metric is not None
-    return progress.best_metric
+) -> list[float]:
+    """Trains seeds side by side; returns each one's best monitored value on the validation rows."""
+    each = [replace(config, train=replace(config.train, seed=seed)) for seed in seeds]
+    data = [training_data(prepared, config) for config in each]
+    models = len(seeds) if len(seeds) > 1 else None
+    trainer = build_trainer(prepared.schema, config, data[0].steps_per_epoch, models=models)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        members = [
+            Member(
+                rows,
+                Progress(),
+                stack.enter_context(Checkpoints(Path(scratch) / str(seed), {}, writer=True)),
+                Watcher(config, report),
+                f"seed {seed}",
+            )
+            for seed, rows in zip(seeds, data, strict=True)
+        ]
+        _, ended = train(trainer, config.train, members, trainer.init(seeds), should_stop)
+    return [each.best_metric for each in ended if each.best_metric is not None]
 
 
 def finalists(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -321,16 +321,18 @@ def _run_final(
 ) -> list[float]:
     """Return what a trial's settings reach with each seed; the study's file keeps what is known."""
     config = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
-    values = []
-    for seed in range(plan.seeds):
-        known = trial.value if seed == plan.config.train.seed else None
-        name = f"trial {trial.number}, seed {seed}"
-        value = study.user_attrs.get(name, known)
-        if value is None:
-            seeded = replace(config, train=replace(config.train, seed=seed))
-            value = train_on_validation(seeded, prepared, should_stop)
-            study.set_user_attr(name, value)
-        values.append(value)
+    known: dict[int, Any] = {plan.config.train.seed: trial.value}
+    names = {seed: f"trial {trial.number}, seed {seed}" for seed in range(plan.seeds)}
+    known |= {s: study.user_attrs[name] for s, name in names.items() if name in study.user_attrs}
+    unknown = [seed for seed in names if seed not in known]
+    together = is_faster_side_by_side(prepared.schema, config)
+    for seeds in [unknown] if together and unknown else [[seed] for seed in unknown]:
+        for seed, value in zip(
+            seeds, train_on_validation(config, seeds, prepared, should_stop), strict=True
+        ):
+            study.set_user_attr(names[seed], value)
+            known[seed] = value
+    values = [known[seed] for seed in names]
     console.print(
         f"trial {trial.number + 1} with every seed: {np.mean(values):.4f} "
         f"({', '.join(f'{value:.4f}' for value in values)})",
@@ -367,7 +369,8 @@ def _run_trial(
     state = optuna.trial.TrialState
     try:
         config = SPACES[plan.space].draw(trial, plan.config)
-        value = train_on_validation(config, prepared, should_stop, report)
+        seeds = [config.train.seed]
+        [value] = train_on_validation(config, seeds, prepared, should_stop, report)
     except optuna.TrialPruned as pruned:
         study.tell(trial, state=state.PRUNED)
         return str(pruned)

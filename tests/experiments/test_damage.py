@@ -87,7 +87,7 @@ def test_newest_weights_stand_in_when_the_best_are_damaged(run: Path, capsys: Ca
     trainer = trainer_for(opened)
     checkpoints = opened.checkpoints(writer=True)
     settings = opened.config.train
-    state, [progress] = newest_state(trainer, [checkpoints], settings, Console(stderr=True))
+    state, [progress] = newest_state(trainer, [checkpoints], [0], settings, Console(stderr=True))
     console = Console(stderr=True, width=1000)
     assert best_state(trainer, checkpoints, state, Progress(18, 18), console)[1] == "best weights"
     older, weights = best_state(trainer, checkpoints, state, Progress(18, 9), console)

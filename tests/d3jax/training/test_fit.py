@@ -18,15 +18,17 @@ from d3jax.parts import build_adapter, build_model, build_trainer
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.loop import (
     Data,
+    Member,
     Observer,
     Progress,
     evaluate,
     finished,
-    fit,
     monitored,
+    never,
     place_ahead,
     total_steps,
 )
+from d3jax.training.loop import train as train_members
 from d3jax.training.metrics import Evaluation, Metrics
 from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.step import Scored, StepInfo
@@ -65,6 +67,13 @@ class Log:
 
 def config_of(**changes):
     return dataclasses.replace(CONFIG, **changes)
+
+
+def fit(trainer, config, data, state, progress, checkpoints, log, should_stop=never):
+    """The loop with one member."""
+    member = Member(data, progress, checkpoints, log)
+    state, [progress] = train_members(trainer, config, [member], state, should_stop)
+    return state, progress
 
 
 def data_of(schema, batch_of=None, validation=None):

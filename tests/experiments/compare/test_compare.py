@@ -53,13 +53,13 @@ def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cells that are trained from here on, by folder."""
     trained: list[str] = []
-    run_cell = cells.run_cell
+    run_cells = cells.run_cells
 
-    def noted(run, *rest):  # type: ignore[no-untyped-def]
-        trained.append("/".join(run.directory.parts[-2:]))
-        return run_cell(run, *rest)
+    def noted(runs, *rest):  # type: ignore[no-untyped-def]
+        trained.extend("/".join(run.directory.parts[-2:]) for run in runs)
+        return run_cells(runs, *rest)
 
-    monkeypatch.setattr(compare, "run_cell", noted)
+    monkeypatch.setattr(compare, "run_cells", noted)
     return trained
 
 
@@ -110,16 +110,16 @@ def test_cells_leave_no_open_file_behind_also_those_that_fail(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[int] = []
-    run_cell = cells.run_cell
+    run_cells = cells.run_cells
 
-    def watched(run, *rest):  # type: ignore[no-untyped-def]
+    def watched(runs, *rest):  # type: ignore[no-untyped-def]
         try:
-            return run_cell(run, *rest)
+            return run_cells(runs, *rest)
         finally:
             gc.collect()
             opened.append(len(os.listdir("/dev/fd")))
 
-    monkeypatch.setattr(compare, "run_cell", watched)
+    monkeypatch.setattr(compare, "run_cells", watched)
     table = replace(TABLE, methods=(MLP,))
     compare.compare(prepared, Plan(table, CONFIG, 2, tmp_path / "well"), QUIET)
 
@@ -214,11 +214,44 @@ def test_a_cell_that_diverges_is_said_and_left_out(
     def diverges(*arguments: object) -> CellResult:
         raise TrainingError("the loss at step 3 is nan")
 
-    monkeypatch.setattr(compare, "run_cell", diverges)
+    monkeypatch.setattr(compare, "run_cells", diverges)
     compared = compare.compare(prepared, Plan(TABLE, CONFIG, 2, tmp_path / "out"), QUIET)
     assert compared.notes == ["MLP, seed 1, failed: the loss at step 3 is nan"]
     assert "MLP, seed 1, failed: the loss" in (tmp_path / "out/table3.md").read_text()
     assert "| MLP | 1 |" in (tmp_path / "out/table3.md").read_text()
+
+
+def test_seeds_side_by_side_are_the_cells_they_are_alone(
+    finished: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator; a seed that diverges is left out, and the others come to their end."""
+    monkeypatch.setattr(compare, "is_faster_side_by_side", lambda *given: True)
+    trained: list[list[int]] = []
+    run_cells = cells.run_cells
+
+    def diverges(runs, *rest):  # type: ignore[no-untyped-def]
+        trained.append([run.config.train.seed for run in runs])
+        if 1 in trained[-1]:
+            raise TrainingError("the loss at step 3 is nan")
+        return run_cells(runs, *rest)
+
+    table = replace(TABLE, methods=(MLP,))
+    plan = Plan(table, CONFIG, 4, tmp_path)
+    monkeypatch.setattr(compare, "run_cells", diverges)
+    compared = compare.compare(prepared, plan, QUIET)
+    assert trained == [[0, 1, 2, 3], [0], [1], [2], [3]]
+    assert compared.notes == ["MLP, seed 1, failed: the loss at step 3 is nan"]
+    shutil.rmtree(tmp_path / "cells/mlp/0")
+    trained.clear()
+    monkeypatch.setattr(compare, "run_cells", run_cells)
+    compare.compare(prepared, plan, QUIET)  # Seeds 0 and 1 are left, the latter begun.
+    for seed in (0, 1):
+        ours, theirs = (
+            json.loads((out / f"cells/mlp/{seed}/evaluation.json").read_text())["overall"]
+            for out in (tmp_path, finished)
+        )
+        assert ours["auc"] == pytest.approx(theirs["auc"], abs=1e-4)
+        assert ours["logloss"] == pytest.approx(theirs["logloss"], rel=1e-4)
 
 
 def test_what_the_data_does_not_allow_is_left_out(prepared: Path) -> None:

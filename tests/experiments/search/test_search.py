@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from d3jax.data.prepared import Prepared
 from d3jax.errors import ConfigError, OutputError, Preempted, TrainingError
 from d3jax.heads import D3Options
 from d3jax.presets import read_preset
+from d3jax.training.loop import never
 from experiments.compare.tables import MLP, Method, Table
 from experiments.search import search as searching
 from experiments.search.preset_file import settings_of
@@ -36,6 +38,16 @@ CONFIG = Config(
     train=TrainConfig(batch_size=1024, epochs=2, patience=0),
 )
 Trained = list[tuple[Config, int]]
+
+
+def train_by(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts `one(config, prepared, should_stop, report)` in the place of a seed's training."""
+
+    def train(config: Config, seeds: Sequence[int], *rest: Any) -> list[float]:
+        each = [replace(config, train=replace(config.train, seed=seed)) for seed in seeds]
+        return [one(config, *rest) for config in each]
+
+    monkeypatch.setattr(searching, "train_on_validation", train)
 
 
 @pytest.fixture
@@ -53,7 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Trained:
             given[-1] = (config, count)
         return float(value)
 
-    monkeypatch.setattr(searching, "train_on_validation", bowl)
+    train_by(bowl, monkeypatch)
     return given
 
 
@@ -124,7 +136,7 @@ def test_the_best_mean_wins_not_the_luckiest_trial(
             return 0.1 if lucky else 0.2 + number / 100
         return 0.9 if lucky else 0.3
 
-    monkeypatch.setattr(searching, "train_on_validation", luck)
+    train_by(luck, monkeypatch)
     preset = search(prepared, plan(tmp_path, trials=5), QUIET)
     assert [final["trial"] for final in preset["finalists"]] == [2, 0, 1]
     assert preset["values"] == [0.2, 0.3, 0.3]
@@ -151,7 +163,7 @@ def test_the_settings_to_start_from_are_trained_with_every_seed(
             return 0.9 if start else 0.4
         return 0.1 if start else 0.5
 
-    monkeypatch.setattr(searching, "train_on_validation", unlucky)
+    train_by(unlucky, monkeypatch)
     preset = search(prepared, plan(tmp_path, trials=6), QUIET)
     assert [final["trial"] for final in preset["finalists"]][3:] == [0]
     assert preset["found"]["learning_rate"] == CONFIG.optimizer.learning_rate
@@ -205,10 +217,10 @@ def test_a_search_stopped_at_the_finalists_goes_on_there(
 ) -> None:
     bowl = searching.train_on_validation
 
-    def stops(config: Config, *rest: Any) -> float:
-        if config.train.seed == 2:
+    def stops(config: Config, seeds: Sequence[int], *rest: Any) -> list[float]:
+        if 2 in seeds:
             raise Preempted("stopped after step 3, which is saved; resume to go on")
-        return bowl(config, *rest)
+        return bowl(config, seeds, *rest)
 
     monkeypatch.setattr(searching, "train_on_validation", stops)
     with pytest.raises(
@@ -229,12 +241,12 @@ def test_a_finalist_that_diverges_with_a_seed_is_left_out(
     bowl = searching.train_on_validation
     rates: list[float] = []
 
-    def diverges(config: Config, *rest: Any) -> float:
-        if config.train.seed == 1:
+    def diverges(config: Config, seeds: Sequence[int], *rest: Any) -> list[float]:
+        if 1 in seeds:
             rates.append(config.optimizer.learning_rate)
             if worst is None or rates[-1] == worst:
                 raise TrainingError("the loss at step 3 is nan")
-        return bowl(config, *rest)
+        return bowl(config, seeds, *rest)
 
     monkeypatch.setattr(searching, "train_on_validation", diverges)
     worst: float | None = None
@@ -295,12 +307,32 @@ def test_training_reports_its_validation_and_scores_no_test_row(
     reports: list[tuple[int, float]] = []
     opened = searching.open_prepared(prepared)
     asked.clear()
-    value = train_on_validation(
-        CONFIG, opened, lambda step: False, lambda count, metric: reports.append((count, metric))
-    )
+    [value] = train_on_validation(CONFIG, [0], opened, never, lambda *told: reports.append(told))
     assert [count for count, _ in reports] == [1, 2]
     assert value == min(metric for _, metric in reports)
     assert set(asked) == {"train", "validation"}
+
+
+def test_seeds_side_by_side_reach_what_each_reaches_alone(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: the seeds of a finalist that aren't known are trained together."""
+    trained: list[list[int]] = []
+    train = searching.train_on_validation
+
+    def noted(config: Config, seeds: Sequence[int], *rest: Any) -> list[float]:
+        trained.append(list(seeds))
+        return train(config, seeds, *rest)
+
+    monkeypatch.setattr(searching, "train_on_validation", noted)
+    monkeypatch.setattr(searching, "is_faster_side_by_side", lambda *given: True)
+    preset = search(prepared, plan(tmp_path, trials=1), QUIET)
+    assert trained == [[0], [1, 2]]
+    opened = searching.open_prepared(prepared)
+    found = read_preset(tmp_path / "best.json")
+    alone = [train(found, [seed], opened, never)[0] for seed in range(3)]
+    assert preset["values"] == pytest.approx(alone, rel=1e-4)
+    assert len(set(alone)) == 3
 
 
 def test_every_method_of_a_table_gets_its_file(
