@@ -66,6 +66,8 @@ def together(processes: Processes, console: Console) -> Iterator[None]:
     if not processes.distributed:
         yield
         return
+    import jax
+
     from d3jax.hosts.watch import Watch
 
     _meet(processes, console)
@@ -76,6 +78,8 @@ def together(processes: Processes, console: Console) -> Iterator[None]:
         _part(watch.done)
         raise
     except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            watch.follow()
         _leave(watch.fail, tell(error, sys.argv[1:], console))
     _part(watch.done)
 

@@ -8,12 +8,14 @@ closes it when a process ends, however that happens.
 from __future__ import annotations
 
 import os
+import queue
 import secrets
 import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn, TextIO
 
 import jax
@@ -45,6 +47,7 @@ class Watch:
         self._lines: dict[int, socket.socket] = {}
         self._listeners: list[threading.Thread] = []
         self._failing = threading.Event()
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._last_words = threading.Lock()
         if self._process == 0:
             self._serve(hosts)
@@ -65,6 +68,12 @@ class Watch:
         until = time.monotonic() + 2 * GRACE
         for listener in self._listeners if self._process == 0 else []:
             listener.join(max(0.0, until - time.monotonic()))
+
+    def follow(self) -> None:
+        """Ends this process as another has ended, where one has: a collective that fails then is
+        no error of this one."""
+        with suppress(queue.Empty):
+            self._leave(self._ended.get(timeout=GRACE))
 
     def _serve(self, hosts: Sequence[str]) -> None:
         server = open_server(hosts)
@@ -103,10 +112,11 @@ class Watch:
         state, who = (word or f"ended {process}").split()
         if state == "done" or self._failing.is_set():
             return
+        self._ended.put(int(who))
         if self._process == 0:
             self._tell(state, who)
-        if state == "failing":
-            time.sleep(GRACE)
+        if state == "failing" and self._failing.wait(GRACE):
+            return  # This process has an error of its own, which it has printed.
         self._leave(int(who))
 
     def _tell(self, state: str, who: str | None = None) -> None:

@@ -206,6 +206,7 @@ def test_a_process_with_an_error_of_its_own_says_it_and_ends_the_other(
     told = "of this run ended" if victim else "stopped: label 3.0 in row 17"
     assert f"error: process {victim} {told}" in said[1 - victim]
     assert "Check failure" not in said[1 - victim]
+    assert "unforeseen" not in said[1 - victim]
 
 
 @pytest.mark.slow
