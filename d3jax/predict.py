@@ -1,13 +1,13 @@
-"""Click probabilities of new rows in their raw values, streamed through a trained run."""
+"""Click probabilities of new rows in their raw values, streamed from file to file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,28 +16,16 @@ import pyarrow.parquet as pq
 
 from d3jax.console.safe_text import for_csv
 from d3jax.data.format import Format
-from d3jax.data.prepared import load_encoder
 from d3jax.data.reading import find_files
 from d3jax.disk import writing
 from d3jax.errors import DataError
-from d3jax.evaluate import load_best
 from d3jax.owned import check_output, replacing
-from d3jax.rows import encoded_rows, padded_batches
-from d3jax.run import Run
-from d3jax.training.metrics import probabilities
-from d3jax.unknown import Unknown, Watch
+from d3jax.predictor import Predictor
 
 SCHEMA = pa.schema({"scenario": pa.string(), "probability": pa.float32()})
 
 
-class Predicted(NamedTuple):
-    """The number of rows that were scored, and the values of them that training had not seen."""
-
-    rows: int
-    unknown: Unknown
-
-
-def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted:
+def predict(model: Predictor, source: Path, out: Path | None, form: Format) -> None:
     """Writes scenario and click probability of each row of `source`, in its order.
 
     `source` is what `prepare` reads: text or Parquet, one file or a folder of them. `out` is .csv
@@ -46,21 +34,16 @@ def predict(run: Run, source: Path, out: Path | None, form: Format) -> Predicted
     """
     if out is not None:
         check_output(out, inputs=find_files(source))
-    shown = np.asarray(run.schema.scenarios)
+    shown = np.asarray(model.schema.scenarios)
     if not (out and out.suffix == ".parquet"):
         shown = np.asarray([for_csv(name) for name in shown])
-    watch = Watch(run.described)
-    with closing(encoded_rows(load_encoder(run.described), source, form)) as read:
-        # What can't be read is refused before anything is loaded or written.
-        parts = chain(list(islice(read, 1)), read)
-        loaded = load_best(run)
-        with _writer(out) as write:
-            for batch, scored in loaded.score(padded_batches(parts, loaded.trainer.mesh.size)):
-                watch.look(batch.ids)
-                names = shown[batch.scenario]
-                probability = probabilities(np.asarray(scored.logits))
-                write(pa.record_batch([pa.array(names), pa.array(probability)], schema=SCHEMA))
-    return Predicted(watch.seen.total, watch.seen)
+    scored = model.scored(source, form)
+    # What can't be read is refused before anything is written.
+    parts = chain(list(islice(scored, 1)), scored)
+    with _writer(out) as write:
+        for rows in parts:
+            columns = [pa.array(shown[rows.scenario]), pa.array(rows.probability)]
+            write(pa.record_batch(columns, schema=SCHEMA))
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from d3jax.batch import Batch, Schema
 from d3jax.data.encoder import Encoder
@@ -28,6 +28,13 @@ class Embeddings(NamedTuple):
 
     values: np.ndarray
     vectors: Float[np.ndarray, "V D"]
+
+
+class ScoredRows(NamedTuple):
+    """The number of the scenario, and the click probability, of R rows."""
+
+    scenario: Int[np.ndarray, " R"]
+    probability: Float[np.ndarray, " R"]
 
 
 class Predictor(ABC):
@@ -55,10 +62,19 @@ class Predictor(ABC):
         values are unknown than in training. Raises `DataError` when there are no rows, for a
         column that is missing, and for a row of an unknown scenario.
         """
-        scored = self._probabilities(self._batches(rows, form))
-        found = np.concatenate([probability for _, probability in scored])
+        found = [probability for _, probability in self.scored(rows, form)]
         self._watch.warn()
-        return found
+        if not found:
+            raise no_rows(rows)
+        return np.concatenate(found)
+
+    def scored(self, rows: Any, form: Format = PLAIN) -> Iterator[ScoredRows]:
+        """Yield scenario and click probability of rows that `predict` takes, some at a time.
+
+        Raises what `predict` raises, but for no rows, of which there is nothing to yield.
+        """
+        for batch, probability in self._probabilities(self._batches(rows, form)):
+            yield ScoredRows(batch.scenario[batch.mask], probability)
 
     def embeddings(self, field: str) -> Embeddings:
         """Return the embedding of each value of a field, such as every item's.
@@ -96,12 +112,9 @@ class Predictor(ABC):
         return 1
 
     def _batches(self, rows: Any, form: Format) -> Iterator[Batch]:
-        """Yield padded batches of the rows; raise `DataError` at once where there are none."""
+        """Return padded batches of the rows; those that can't be read are refused at once."""
         parts = self._watched(encoded_rows(self._encoder, rows, form))
-        first = next(parts, None)
-        if first is None:
-            raise DataError(f"{_called(rows)} has no rows to score; give at least one")
-        return padded_batches(chain([first], parts), self._devices)
+        return padded_batches(chain(list(islice(parts, 1)), parts), self._devices)
 
     def _watched(self, parts: Iterable[Encoded]) -> Iterator[Encoded]:
         for ids, scenario in parts:
@@ -110,5 +123,7 @@ class Predictor(ABC):
                 yield ids, scenario
 
 
-def _called(rows: Any) -> str:
-    return str(rows) if isinstance(rows, str) or hasattr(rows, "__fspath__") else "the table"
+def no_rows(rows: Any) -> DataError:
+    """Return the refusal of rows of which there are none."""
+    called = str(rows) if isinstance(rows, str) or hasattr(rows, "__fspath__") else "the table"
+    return DataError(f"{called} has no rows to score; give at least one")

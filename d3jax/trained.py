@@ -24,7 +24,7 @@ from d3jax.data.prepared import Prepared, open_prepared
 from d3jax.errors import CheckpointError
 from d3jax.evaluate import EXPORTED, Loaded, evaluate_split, load_best
 from d3jax.export import PROGRAM, Exported, export_run
-from d3jax.predictor import Predictor
+from d3jax.predictor import Predictor, no_rows
 from d3jax.rows import PLAIN
 from d3jax.run import Run, open_run
 from d3jax.running import begin, interrupting
@@ -103,6 +103,8 @@ class TrainedRun(Run, Predictor):
         """
         pairs = list(self.best.score(self._batches(rows, form)))
         self._watch.warn()
+        if not pairs:
+            raise no_rows(rows)
         scenario = np.concatenate([batch.scenario for batch, _ in pairs])
         scored = jax.tree.map(lambda *parts: np.concatenate(parts), *(each for _, each in pairs))
         return InspectedRows(

@@ -135,8 +135,8 @@ class Evaluate(Verb):
 class Predict(Verb):
     """Give the click probability of new rows in their raw values."""
 
-    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A run directory."""
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|MODEL")]
+    """A run directory, or the folder of an exported model."""
     rows: tyro.conf.Positional[Path]
     """Text or Parquet with a column per field, one file or a folder of them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -148,12 +148,13 @@ class Predict(Verb):
         """Writes one probability a row."""
         from d3jax.console.report import tell_unknown
         from d3jax.predict import predict
-        from d3jax.run import open_run
+        from d3jax.trained import load
 
-        predicted = predict(open_run(self.directory), self.rows, self.out, self.form)
-        told = f"{predicted.rows:,} rows scored" + (f"; written to {self.out}" if self.out else "")
-        console.print(told, soft_wrap=True)
-        tell_unknown(predicted.unknown, console)
+        model = load(self.directory)
+        predict(model, self.rows, self.out, self.form)
+        where = f"; written to {self.out}" if self.out else ""
+        console.print(f"{model.unknown.total:,} rows scored{where}", soft_wrap=True)
+        tell_unknown(model.unknown, console)
 
 
 @dataclass(frozen=True)

@@ -306,11 +306,9 @@ def test_overwrite_spares_what_is_no_run(prepared: Path, tmp_path: Path, capsys:
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["train", "--resume"], ["evaluate"], ["predict", "rows.csv"]]
-)
+@pytest.mark.parametrize("arguments", [["train", "--resume"], ["evaluate"], ["inspect"]])
 def test_what_is_no_run_is_refused(arguments: list[str], tmp_path: Path, capsys: Refused) -> None:
-    arguments.insert(1 if arguments[0] == "predict" else len(arguments), str(tmp_path))
+    arguments = [*arguments, str(tmp_path)]
     said = refusal(arguments, capsys)
     assert f"{tmp_path} is no run: {tmp_path / 'config.json'} is missing" in said
 

@@ -117,6 +117,22 @@ def test_without_out_they_go_to_standard_output(
     assert captured.err.startswith("600 rows scored\nunknown or missing values: user 0.2%")
 
 
+def test_an_exported_model_predicts_as_its_run(
+    trained: Path, rows: Path, expected: np.ndarray, tmp_path: Path, capfd: Said
+) -> None:
+    main(["export", str(trained), str(tmp_path / "model")])
+    capfd.readouterr()
+    main(["predict", str(tmp_path / "model"), str(rows)])
+    captured = capfd.readouterr()
+    probabilities = [float(line.rpartition(",")[2]) for line in captured.out.splitlines()[1:]]
+    np.testing.assert_allclose(probabilities, expected, rtol=2e-5)
+    assert captured.err.startswith("600 rows scored\nunknown or missing values: user 0.2%")
+
+
+def test_a_folder_that_holds_no_model_is_refused(rows: Path, tmp_path: Path, capsys: Said) -> None:
+    assert "is neither a run nor an exported model" in refusal([str(tmp_path), str(rows)], capsys)
+
+
 def test_a_row_of_values_never_seen_is_scored(
     trained: Path, raw: pa.Table, tmp_path: Path, capfd: Said
 ) -> None:
