@@ -23,6 +23,7 @@ TableLayout = Literal["auto", "replicated", "sharded"]
 ScheduleName = Literal["constant", "cosine", "wsd"]
 TableUpdateName = Literal["auto", "dense", "lazy_adamw", "adagrad"]
 OnNonFinite = Literal["stop", "skip"]
+Wide = Literal["none", "residual", "crosses"]
 Monitor = Literal["logloss", "auc", "macro_auc", "worst_auc"]
 
 
@@ -49,6 +50,8 @@ class ModelConfig:
     """Widths of the shared bottom, and of plain's network."""
     tower_layers: tuple[int, ...] = (32,)
     """Hidden widths of each scenario's tower."""
+    wide: Wide = "none"
+    """Terms of a scenario alone: none; residual, linear in the embeddings; crosses, by value."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -102,6 +105,8 @@ class OptimizerConfig:
     """Decoupled weight decay of the network."""
     embedding_decay: float = 1e-5
     """Decoupled weight decay of the embedding table."""
+    wide_decay: float = 0.1
+    """Decoupled weight decay of the residual."""
     embedding_update: TableUpdateName = "auto"
     """dense; the batch's rows: lazy_adamw, adagrad; or auto."""
 
@@ -109,6 +114,7 @@ class OptimizerConfig:
         check_types(self)
         within("learning_rate", self.learning_rate, 1e-12, 10)
         within("weight_decay", self.weight_decay, 0, 1000)
+        within("wide_decay", self.wide_decay, 0, 1000)
         within("embedding_decay", self.embedding_decay, 0, 1000)
         within("warmup", self.warmup, 0, 1)
         within("cooldown", self.cooldown, 0, 1)

@@ -6,15 +6,18 @@ from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
-from d3jax.config import EmbeddingInit, ModelConfig, TableLayout
+from d3jax.config import EmbeddingInit, ModelConfig, TableLayout, Wide
 from d3jax.embedding import LARGE_TABLE, declare_embedding, pool
 from d3jax.layers.dense import dropout
+from d3jax.layers.wide import with_crosses, with_residual
 from d3jax.parameters import REPLICATED, SHARDED, Tree
 
 
 def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
     """Puts the embedding of `schema` before any backbone, also one that is in no registry."""
     sizes = Sizes(schema.num_fields, config.embedding_dim, schema.num_scenarios)
+    if config.wide == "residual":
+        backbone = with_residual(backbone)
     network = backbone.declare(sizes)
     embedding = declare_embedding(
         schema,
@@ -32,7 +35,8 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
         return backbone.apply(params, state, inputs, mode)
 
     declared = Declared(ModelParams(embedding, network.params), network.state)
-    return Model(schema, declared, forward)
+    model = Model(schema, declared, forward)
+    return with_crosses(model) if config.wide == "crosses" else model
 
 
 def _is_sharded(schema: Schema, config: ModelConfig) -> bool:
@@ -51,6 +55,7 @@ def model(
     embedding_scale: float = 0.01,
     embedding_dropout: float = 0.0,
     table_layout: TableLayout = "auto",
+    wide: Wide = "none",
 ) -> Model:
     """Return a model for rows of `schema`: one embedding table before a backbone with its head.
 
@@ -65,5 +70,6 @@ def model(
         embedding_scale=embedding_scale,
         embedding_dropout=embedding_dropout,
         table_layout=table_layout,
+        wide=wide,
     )
     return assemble(schema, backbone, config)

@@ -45,6 +45,8 @@ class Parameter:
     init: Initializer = zeros
     dtype: Any = jnp.float32
     spec: P = REPLICATED
+    own_decay: bool = False
+    """Whether it decays by `OptimizerConfig.wide_decay`, not as the network does."""
 
 
 def declare_array(
@@ -52,9 +54,10 @@ def declare_array(
     init: Initializer = zeros,
     spec: P = REPLICATED,
     dtype: Any = jnp.float32,
+    own_decay: bool = False,
 ) -> Any:
     """A `Parameter`, typed as the array that will stand in its place."""
-    return Parameter(shape, init, dtype, spec)
+    return Parameter(shape, init, dtype, spec, own_decay)
 
 
 def glorot(fan_in: int, fan_out: int, gain: float = 1.0) -> Initializer:

@@ -44,6 +44,7 @@ _BALANCE = Need(lambda c: c.has_balance, "--head d3 with --parts d3")
 _STARTED = Need(lambda c: c.balance.start_ratio < 1, "--start-ratio below 1")
 _COMPLEX = Need(lambda c: c.balance.complexity_scale > 0, "--complexity-scale above 0")
 
+_RESIDUAL = Need(lambda c: c.model.wide == "residual", "--wide residual")
 _COOLING = Need(lambda c: c.optimizer.schedule == "wsd", "--schedule wsd")
 
 _HEAD = (_GENERATED,)
@@ -83,6 +84,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "balance.minimum_std": _NORMALIZED,
     "balance.normalize": _WEIGHED,
     "optimizer.cooldown": (_COOLING,),
+    "optimizer.wide_decay": (_RESIDUAL,),
 }
 """The needs of a section or of one of its settings; those of a part's are in its own file."""
 

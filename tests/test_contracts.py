@@ -64,6 +64,13 @@ def sensible() -> dict[str, Config]:
         )
         for backbone, (head, parts) in itertools.product(BACKBONES.names(), heads)
     }
+    for name, wide in itertools.product(
+        ("plain-own", "shared_bottom-d3-d3"), ("residual", "crosses")
+    ):
+        config = configs[name]
+        configs[f"{name}-{wide}"] = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, wide=wide)
+        )
     return {name: config for name, config in configs.items() if refusal(SCHEMA, config) is None}
 
 
@@ -75,8 +82,9 @@ QUICK = {
     if name.endswith("-own")
     or (name.endswith("-d3-d3") and not name.startswith(BEYOND_THE_PAPER))
     or name in ("shared_bottom-d3-d1", "shared_bottom-m2m_wg", "adi-pepnet_wg")
+    or name in ("plain-own-crosses", "shared_bottom-d3-d3-residual")
 }
-QUICK_ON_DEVICES = {"adi-own", "star-d3-d3"}
+QUICK_ON_DEVICES = {"adi-own", "star-d3-d3", "plain-own-crosses"}
 """Two compilations each, of programs for eight devices: both kinds of statistics, and D3."""
 
 
@@ -118,7 +126,7 @@ def drawn(model: Model) -> tuple[Any, Any]:
     """Positive numbers for all of a model's arrays, which takes no compilation."""
     rng = np.random.default_rng(2)
     return jax.tree.map(
-        lambda p: jnp.asarray(rng.uniform(0.1, 0.5, p.shape), np.float32), tuple(model.declared)
+        lambda p: jnp.asarray(rng.uniform(0.1, 0.5, p.shape), p.dtype), tuple(model.declared)
     )
 
 

@@ -61,13 +61,21 @@ def optimizer(
     return Optimizer(with_plain_keys(network), table, clip_norm, average)
 
 
-def adamw(learning_rate: Rate, weight_decay: float) -> optax.GradientTransformation:
-    """Adam's moments, decoupled weight decay (Loshchilov and Hutter, 2019), the learning rate."""
-    return optax.chain(
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+def adamw(
+    learning_rate: Rate, weight_decay: float, own_decay: float = 0.0, own: Tree = None
+) -> optax.GradientTransformation:
+    """Adam's moments, decoupled weight decay (Loshchilov and Hutter, 2019), the learning rate.
+
+    Where `own`, a tree of the parameters' shape, is true, a parameter decays by `own_decay`.
+    """
+    decays = [optax.add_decayed_weights(weight_decay)]
+    if own is not None and any(jax.tree.leaves(own)):
+        others = jax.tree.map(lambda mine: not mine, own)
+        decays = [
+            optax.add_decayed_weights(weight_decay, others),
+            optax.add_decayed_weights(own_decay, own),
+        ]
+    return optax.chain(optax.scale_by_adam(), *decays, optax.scale_by_learning_rate(learning_rate))
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Rate:
@@ -96,7 +104,9 @@ def build_optimizer(config: OptimizerConfig, model: Model, steps: int) -> Optimi
     """The optimizer that `config` names, for a run of at most `steps` steps."""
     rate = learning_rate(config, steps)
     table = _table_update(config, rate, model.declared.params.embedding.table.shape[0])
-    return optimizer(adamw(rate, config.weight_decay), table, config.clip_norm, config.average)
+    own = jax.tree.map(lambda parameter: parameter.own_decay, model.declared.params.network)
+    network = adamw(rate, config.weight_decay, config.wide_decay, own)
+    return optimizer(network, table, config.clip_norm, config.average)
 
 
 def _table_update(config: OptimizerConfig, rate: Rate, rows: int) -> TableUpdate:

@@ -67,6 +67,7 @@ QUICK = [
         or choices.items() >= {"model.head": "d3", "d3.parts": "d3"}.items()
     )
 ]
+WIDE = ("residual", "crosses")
 SPECIAL: list[dict[str, Any]] = [
     *({"model.backbone": name, "d3.form": "official"} for name in ("plain", "adi", "mmoe")),
     {"model.backbone": "plain", "d3.form": "official", "d3.parts": "d1"},
@@ -93,6 +94,7 @@ SPECIAL: list[dict[str, Any]] = [
     {"optimizer.embedding_update": "lazy_adamw"},
     {"optimizer.embedding_update": "adagrad"},
     {"optimizer.schedule": "wsd"},
+    *({"model.backbone": "plain", "model.head": "own", "model.wide": wide} for wide in WIDE),
 ]
 CHOICES += SPECIAL
 
@@ -274,8 +276,11 @@ def training_step(config: Config) -> str:
 @pytest.mark.parametrize("setting", OPTIMIZED)
 def test_a_setting_of_the_optimizer_that_is_read_changes_the_step(setting: str) -> None:
     lazy = {"model.backbone": "plain", "model.head": "own"}
-    cooling = {"optimizer.schedule": "wsd"} if setting == "optimizer.cooldown" else {}
-    config = configured(lazy | {"optimizer.embedding_update": "lazy_adamw"} | cooling)
+    asked = {
+        "optimizer.cooldown": {"optimizer.schedule": "wsd"},
+        "optimizer.wide_decay": {"model.wide": "residual"},
+    }.get(setting, {})
+    config = configured(lazy | {"optimizer.embedding_update": "lazy_adamw"} | asked)
     assert lacking(config, setting) is None
     for value in other_values(setting, get(config, setting)):
         assert training_step(put(config, setting, value)) != training_step(config), value
