@@ -71,7 +71,7 @@ class AdapterConfig:
     """The weighing of scenarios by the loss, for models without D3's own balance."""
 
     adapter: str = "none"
-    """none, dwa, dtp, gradnorm, uncertainty, or a package's."""
+    """none, dwa, dtp, gradnorm, uncertainty, share, or another."""
     aggregation: Aggregation = "row"
     """row: mean over rows; scenario_sum: sum of means."""
 

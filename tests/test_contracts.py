@@ -258,6 +258,7 @@ ADAPTERS = {
     "dtp": AdapterConfig("dtp"),
     "gradnorm": AdapterConfig("gradnorm", "scenario_sum"),
     "uncertainty": AdapterConfig("uncertainty", "scenario_sum"),
+    "share": AdapterConfig("share"),
 }
 UPDATES = {
     "lazy_adamw": OptimizerConfig(embedding_update="lazy_adamw"),

@@ -87,7 +87,10 @@ SPECIAL: list[dict[str, Any]] = [
     {"model.embedding_init": "normal"},
     {"balance.start_ratio": 1.0},
     {"model.backbone": "star", "balance.start_ratio": 1.0},
-    *({"model.head": "own", "adapter.adapter": name} for name in ("dwa", "dtp", "uncertainty")),
+    *(
+        {"model.head": "own", "adapter.adapter": name}
+        for name in ("dwa", "dtp", "uncertainty", "share")
+    ),
     {"d3.parts": "d2", "adapter.adapter": "gradnorm", "adapter.aggregation": "scenario_sum"},
     *({"model.backbone": "adasparse", "adasparse.form": form} for form in ("scaling", "binary")),
     {"model.backbone": "hamur", "hamur.adapters": 0},

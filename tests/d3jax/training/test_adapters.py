@@ -32,6 +32,7 @@ from d3jax.adapters.gradnorm import (
 )
 from d3jax.adapters.learned import declare_learned, descend
 from d3jax.adapters.scenarios import equal, period_of
+from d3jax.adapters.share import share
 from d3jax.adapters.uncertainty import uncertainty, uncertainty_gradient
 from d3jax.base import EVALUATION, Feedback, Mode, Output
 from d3jax.batch import Batch
@@ -51,6 +52,7 @@ ADAPTERS = {
     "dtp": AdapterConfig("dtp", "scenario_sum"),
     "gradnorm": AdapterConfig("gradnorm", "scenario_sum"),
     "uncertainty": AdapterConfig("uncertainty"),
+    "share": AdapterConfig("share"),
 }
 OPTIONS = {
     "dwa": DWAOptions(period_steps=2, temperature=0.5),
@@ -112,6 +114,25 @@ COMINGS = [(0, 1)] * 3 + [(0, 1, 2)] * 3 + [(0, 2)] * 3 + [(0, 1, 2)] * 4
 BATCHES = [rows_of(seed, present, seed / 9) for seed, present in enumerate(COMINGS)]
 
 
+def test_share_weighs_by_the_rows_seen_so_far():
+    adapter, rows = share(0.5, S), np.zeros(S)
+    states = drive(adapter, BATCHES)
+    for step, (logits, batch) in enumerate(BATCHES):
+        scenario = batch.scenario[:REAL]
+        rows += np.bincount(scenario, minlength=S)
+        seen = np.maximum(rows, 1)
+        expected = ((seen / seen.sum()) ** -0.5)[scenario]
+        ours = weights_of(adapter, states[step], logits, batch)[:REAL]
+        np.testing.assert_allclose(ours, expected / expected.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(states[-1].rows, rows)
+
+
+def test_share_weighs_rows_only(schema, tiny):
+    config = with_adapter(tiny, AdapterConfig("share", "scenario_sum"))
+    with pytest.raises(ConfigError, match="share weighs rows; use --aggregation row"):
+        build_adapter(config, build_model(schema, config), 4)
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_dwa_follows_the_reference(aggregation):
     adapter = dwa(DWAOptions(temperature=0.7), aggregation, S, period=3)
@@ -162,6 +183,7 @@ def test_an_absent_scenario_changes_nothing_of_its_own(name):
         "dtp": lambda: dtp(OPTIONS["dtp"], aggregation, S, period=5),
         "gradnorm": lambda: gradnorm(OPTIONS["gradnorm"], aggregation, S, "bottom.0.kernel"),
         "uncertainty": lambda: uncertainty(aggregation, S, 0.1),
+        "share": lambda: share(0.5, S),
     }[name]()
     logits, batch = rows_of(7)
     none = (logits, batch._replace(mask=np.zeros(ROWS, bool)))
@@ -542,6 +564,7 @@ def test_the_registry_builds_each_adapter_by_name(schema, tiny):
         "dtp": "DTPState",
         "gradnorm": "Learned",
         "uncertainty": "Learned",
+        "share": "ShareState",
     }
     none = with_adapter(tiny, AdapterConfig())
     assert build_adapter(none, build_model(schema, none), 4).state == unweighted().state
