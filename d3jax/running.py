@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from d3jax.account import account, weighing_plan
 from d3jax.config import Config, TrainConfig
 from d3jax.console.report import evaluation_table
 from d3jax.console.signals import interrupts, stop_signals
@@ -146,12 +147,13 @@ Stopping = Callable[[], AbstractContextManager[Callable[[int], bool]]]
 class Finished(NamedTuple):
     """A run that came to its end, and the test rows under its best weights.
 
-    `weights` is what to call these (`best_state`).
+    `weights` is what to call these (`best_state`), `account` what is to be said of the run.
     """
 
     run: Run
     result: Evaluated
     weights: str
+    account: list[str]
 
 
 def tell(finished: Finished, console: Console) -> None:
@@ -161,6 +163,8 @@ def tell(finished: Finished, console: Console) -> None:
     result = finished.result
     title = f"test rows, {finished.weights}"
     Console().print(evaluation_table(title, result.metrics, result.best))
+    for sentence in finished.account:
+        console.print(sentence)
     console.print(f"everything is in {finished.run.directory}")
 
 
@@ -184,8 +188,11 @@ def train(
         check_rows(prepared)
         rows = len(prepared.rows("train").label)
         trainer = own or trainer_for(run, debug)
-        last = total_steps(settings, steps_per_epoch(rows, settings.batch_size))
+        per_epoch = steps_per_epoch(rows, settings.batch_size)
+        last = total_steps(settings, per_epoch)
         console.print(headline(run, trainer, rows))
+        if plan := weighing_plan(run.config, per_epoch):
+            console.print(plan)
         with (stopping or telling_to_stop)() as should_stop:
             [ended] = run_to_end(
                 [run],
@@ -197,7 +204,9 @@ def train(
             )
         if first:
             conclude(run, ended.result, prepared)
-    return Finished(run, ended.result, ended.weights)
+    fields = [field.name for field in run.schema.fields]
+    told = account(run.config, per_epoch, ended.progress, ended.result, fields)
+    return Finished(run, ended.result, ended.weights, told)
 
 
 class Ended(NamedTuple):

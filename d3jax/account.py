@@ -1,0 +1,131 @@
+"""The account of a run at its end: when it stopped and why, and what D3 did in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from d3jax.config import Config
+from d3jax.evaluate import Evaluated
+from d3jax.parts import balance_of, balance_start
+from d3jax.training.loop import Progress, out_of_patience, total_steps
+from d3jax.training.metrics import Evaluation
+
+EVEN = 0.01
+"""An attention that is nearer to even than this, as a share of ln N, selects nothing."""
+
+
+def account(
+    config: Config,
+    steps_per_epoch: int,
+    progress: Progress,
+    result: Evaluated,
+    fields: Sequence[str],
+) -> list[str]:
+    """Return a run's account in sentences, each of which fits on a line or two."""
+    return [
+        _ending(config, steps_per_epoch, progress),
+        *_attention(result.attention, fields),
+        *_gate(result.metrics),
+        *_weighing(config, steps_per_epoch, progress),
+        *_no_better(result.metrics),
+    ]
+
+
+def weighing_plan(config: Config, steps_per_epoch: int) -> str | None:
+    """Return in words from when on D3 weighs rows, if nothing stops the run before; None for a
+    model that doesn't."""
+    if balance_of(config) is None:
+        return None
+    steps = total_steps(config.train, steps_per_epoch)
+    start = balance_start(config, steps)
+    return f"rows are weighed from step {start + 1:,} of at most {steps:,} on" + _epoch(
+        start + 1, steps_per_epoch
+    )
+
+
+def evenness(attention: Float[np.ndarray, "S N"]) -> float:
+    """Return how far scenarios' mean attention is from even, in [0, 1]: 1 - H / ln N, of the mean
+    of their entropies H."""
+    known = attention[np.isfinite(attention).all(-1)]
+    terms = np.where(known > 0, known * np.log(np.where(known > 0, known, 1.0)), 0.0)
+    return float(1 + terms.sum(-1).mean() / math.log(attention.shape[1]))
+
+
+def _ending(config: Config, steps_per_epoch: int, progress: Progress) -> str:
+    steps = total_steps(config.train, steps_per_epoch)
+    told = f"trained {progress.step:,} of at most {steps:,} steps"
+    if out_of_patience(config.train, progress) and progress.step < steps:
+        times = "evaluation" if progress.stale == 1 else "evaluations in a row"
+        told += f": {progress.stale} {times} brought no better {config.train.monitor}"
+    if progress.best_step is not None:
+        best = progress.best_step
+        told += f"; the best weights are of step {best:,}{_epoch(best, steps_per_epoch)}"
+    return told
+
+
+def _epoch(step: int, steps_per_epoch: int) -> str:
+    return f" (epoch {-(-step // steps_per_epoch)})"
+
+
+def _attention(attention: np.ndarray | None, fields: Sequence[str]) -> Iterator[str]:
+    if attention is None or attention.shape[1] < 2:
+        return
+    far = evenness(attention)
+    most = int(np.nanmean(attention, axis=0).argmax())
+    share = float(np.nanmean(attention, axis=0)[most])
+    if far < EVEN:
+        yield (
+            f"attention is even: {far:.2g} from it, where 1 is a single field; it selects nothing"
+        )
+    else:
+        yield (
+            f"attention is {far:.2f} from even, where 1 is a single field; most of it, "
+            f"{share:.0%}, goes to {fields[most]}"
+        )
+
+
+def _gate(metrics: Evaluation) -> Iterator[str]:
+    if metrics.overall.gate is not None:
+        shares = {
+            name: group.gate for name, group in metrics.scenarios.items() if group.gate is not None
+        }
+        least, most = (pick(shares, key=shares.__getitem__) for pick in (min, max))
+        yield (
+            f"the gate gives a row's own weights {metrics.overall.gate:.2f} on average, from "
+            f"{shares[least]:.2f} in {least} to {shares[most]:.2f} in {most}"
+        )
+
+
+def _weighing(config: Config, steps_per_epoch: int, progress: Progress) -> Iterator[str]:
+    if balance_of(config) is None:
+        return
+    start = balance_start(config, total_steps(config.train, steps_per_epoch))
+    if progress.step <= start:
+        yield (
+            f"rows were never weighed: that was to start at step {start + 1:,}; a smaller "
+            "--start-ratio or more --patience reaches it"
+        )
+    elif progress.best_step is not None and progress.best_step <= start:
+        yield (
+            f"the best weights are older than the weighing of rows, from step {start + 1:,} on, "
+            "which has no part in them"
+        )
+    else:
+        yield f"rows were weighed from step {start + 1:,} on"
+
+
+def _no_better(metrics: Evaluation) -> Iterator[str]:
+    """Name the groups that a constant would serve as well."""
+    losing = [
+        name
+        for name, group in metrics.groups.items()
+        if group.logloss is not None
+        and group.constant_logloss is not None
+        and group.logloss >= group.constant_logloss
+    ]
+    if losing:
+        yield (f"no better than answering with its own click rate: {', '.join(losing)} (logloss)")
