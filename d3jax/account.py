@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from d3jax.config import Config
+from d3jax.config import Config, TrainConfig
+from d3jax.console.terminal import Console, styled
 from d3jax.evaluate import Evaluated
 from d3jax.parts import balance_of, balance_start
 from d3jax.training.loop import Progress, out_of_patience, total_steps
@@ -18,33 +20,44 @@ EVEN = 0.01
 """An attention that is nearer to even than this, as a share of ln N, selects nothing."""
 
 
+class Remark(NamedTuple):
+    """A sentence on a run, and whether it is a warning."""
+
+    text: str
+    warns: bool = False
+
+
 def account(
-    config: Config,
+    config: TrainConfig,
+    weighed: int | None,
     steps_per_epoch: int,
     progress: Progress,
     result: Evaluated,
     fields: Sequence[str],
-) -> list[str]:
-    """Return a run's account in sentences, each of which fits on a line or two."""
+) -> list[Remark]:
+    """Return a run's account in sentences, each of which fits on a line or two.
+
+    `weighed` is the first step whose rows D3 weighs, None for a model that doesn't, or of which
+    that isn't known.
+    """
     return [
-        _ending(config, steps_per_epoch, progress),
-        *_attention(result.attention, fields),
-        *_gate(result.metrics),
-        *_weighing(config, steps_per_epoch, progress),
+        Remark(_ending(config, steps_per_epoch, progress)),
+        *map(Remark, _attention(result.attention, fields)),
+        *map(Remark, _gate(result.metrics)),
+        *_weighing(weighed, progress),
         *_no_better(result.metrics),
     ]
 
 
-def weighing_plan(config: Config, steps_per_epoch: int) -> str | None:
-    """Return in words from when on D3 weighs rows, if nothing stops the run before; None for a
-    model that doesn't."""
-    if balance_of(config) is None:
-        return None
-    steps = total_steps(config.train, steps_per_epoch)
-    start = balance_start(config, steps)
-    return f"rows are weighed from step {start + 1:,} of at most {steps:,} on" + _epoch(
-        start + 1, steps_per_epoch
-    )
+def weighed_from(config: Config, steps: int) -> int | None:
+    """Return the first of at most `steps` steps whose rows D3 weighs; None for other models."""
+    return None if balance_of(config) is None else balance_start(config, steps) + 1
+
+
+def weighing_plan(weighed: int, steps: int, steps_per_epoch: int) -> str:
+    """Return in words from when on D3 weighs rows, if nothing stops the run before."""
+    epoch = _epoch(weighed, steps_per_epoch)
+    return f"rows are weighed from step {weighed:,} of at most {steps:,} on{epoch}"
 
 
 def evenness(attention: Float[np.ndarray, "S N"]) -> float:
@@ -55,12 +68,12 @@ def evenness(attention: Float[np.ndarray, "S N"]) -> float:
     return float(1 + terms.sum(-1).mean() / math.log(attention.shape[1]))
 
 
-def _ending(config: Config, steps_per_epoch: int, progress: Progress) -> str:
-    steps = total_steps(config.train, steps_per_epoch)
+def _ending(config: TrainConfig, steps_per_epoch: int, progress: Progress) -> str:
+    steps = total_steps(config, steps_per_epoch)
     told = f"trained {progress.step:,} of at most {steps:,} steps"
-    if out_of_patience(config.train, progress) and progress.step < steps:
+    if out_of_patience(config, progress) and progress.step < steps:
         times = "evaluation" if progress.stale == 1 else "evaluations in a row"
-        told += f": {progress.stale} {times} brought no better {config.train.monitor}"
+        told += f": {progress.stale} {times} brought no better {config.monitor}"
     if progress.best_step is not None:
         best = progress.best_step
         told += f"; the best weights are of step {best:,}{_epoch(best, steps_per_epoch)}"
@@ -100,25 +113,26 @@ def _gate(metrics: Evaluation) -> Iterator[str]:
         )
 
 
-def _weighing(config: Config, steps_per_epoch: int, progress: Progress) -> Iterator[str]:
-    if balance_of(config) is None:
+def _weighing(weighed: int | None, progress: Progress) -> Iterator[Remark]:
+    if weighed is None:
         return
-    start = balance_start(config, total_steps(config.train, steps_per_epoch))
-    if progress.step <= start:
-        yield (
-            f"rows were never weighed: that was to start at step {start + 1:,}; a smaller "
-            "--start-ratio or more --patience reaches it"
+    if progress.step < weighed:
+        yield Remark(
+            f"rows were never weighed: that was to start at step {weighed:,}; a smaller "
+            "--start-ratio or more --patience reaches it",
+            warns=True,
         )
-    elif progress.best_step is not None and progress.best_step <= start:
-        yield (
-            f"the best weights are older than the weighing of rows, from step {start + 1:,} on, "
-            "which has no part in them"
+    elif progress.best_step is not None and progress.best_step < weighed:
+        yield Remark(
+            f"the best weights are older than the weighing of rows, from step {weighed:,} on, "
+            "which has no part in them",
+            warns=True,
         )
     else:
-        yield f"rows were weighed from step {start + 1:,} on"
+        yield Remark(f"rows were weighed from step {weighed:,} on")
 
 
-def _no_better(metrics: Evaluation) -> Iterator[str]:
+def _no_better(metrics: Evaluation) -> Iterator[Remark]:
     """Name the groups that a constant would serve as well."""
     losing = [
         name
@@ -128,4 +142,13 @@ def _no_better(metrics: Evaluation) -> Iterator[str]:
         and group.logloss >= group.constant_logloss
     ]
     if losing:
-        yield (f"no better than answering with its own click rate: {', '.join(losing)} (logloss)")
+        yield Remark(
+            f"no better than answering with its own click rate: {', '.join(losing)} (logloss)",
+            warns=True,
+        )
+
+
+def tell_account(remarks: Sequence[Remark], console: Console) -> None:
+    """Print the remarks, the warnings among them as such."""
+    for remark in remarks:
+        console.print(*([styled("warning:", "yellow")] if remark.warns else []), remark.text)

@@ -122,6 +122,9 @@ class Exported(Predictor):
     Raises `DataError` naming a file that is missing or damaged.
     """
 
+    def __repr__(self) -> str:
+        return f"<Exported {self.directory}>"
+
     def __init__(self, directory: Path | str) -> None:
         """Reads the folder."""
         self.directory = Path(directory)

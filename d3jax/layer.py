@@ -59,6 +59,9 @@ class LayerFunctions(NamedTuple):
     apply: Callable[[D3Params, ArrayLike, ArrayLike], Array]
     with_info: Callable[[D3Params, ArrayLike, ArrayLike], tuple[Array, D3Info]]
 
+    def __repr__(self) -> str:
+        return "<the functions of a D3 layer: init, apply, with_info>"
+
 
 def d3_layer(
     *,

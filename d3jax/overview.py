@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ GROUP = "d3jax.verbs"
 """The entry points that are verbs: each names a `Verb`."""
 
 HELP = ("--help", "-h")
+WIDTH = 80
+"""Columns of the overview."""
 
 _ORDER = (
     "prepare",
@@ -54,10 +57,14 @@ def explain(arguments: Sequence[str]) -> NoReturn:
     if "--version" in arguments:
         print("d3jax", d3jax.__version__, flush=True)
         raise SystemExit(0)
-    lines = [f"  {name:<9} {_purpose(point)}" for name, point in find_verbs().items()]
+    lines = [_line(name, _purpose(point)) for name, point in find_verbs().items()]
     stream = sys.stdout if arguments else sys.stderr
     print(_ABOUT, *lines, _DEBUG, sep="\n", end="", file=stream, flush=True)
     raise SystemExit(0 if arguments else 2)
+
+
+def _line(name: str, purpose: str) -> str:
+    return textwrap.fill(f"  {name:<9} {purpose}", WIDTH, subsequent_indent=" " * 12)
 
 
 def find_verbs() -> dict[str, EntryPoint]:

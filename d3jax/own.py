@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from d3jax.account import tell_account
 from d3jax.batch import Schema
 from d3jax.choice import chosen
 from d3jax.config import Config, TrainConfig
@@ -49,7 +50,8 @@ def fit(
     per_epoch = steps_per_epoch(len(prepared.rows("train").label), config.train.batch_size)
     trainer = trainer.with_steps(total_steps(config.train, per_epoch))
     run = begin(Path(out), config, prepared, _arrays(trainer))
-    train_run(run, prepared, voice(), stopping=interrupting, own=trainer)
+    finished = train_run(run, prepared, voice(), stopping=interrupting, own=trainer)
+    tell_account(finished.account, voice())
     trained = open_trained(run.directory, trainer)
     if jax.process_index() == 0:
         export_run(trained, run.directory / EXPORTED, trained.best, overwrite=True)

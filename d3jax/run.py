@@ -32,7 +32,7 @@ from d3jax.typed import LARGEST, from_json, parse_json, to_json
 RUN_VERSION = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run directory and what it was started with."""
 
@@ -51,6 +51,18 @@ class Run:
     def schema(self) -> Schema:
         """The schema that the model was built for."""
         return self.described.schema
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.directory}: {self.called}>"
+
+    @property
+    def called(self) -> str:
+        """Return in words which model it is."""
+        if self.arrays:
+            return "a model of one's own"
+        model = self.config.model
+        head = f"d3 ({self.config.d3.parts})" if model.head == "d3" else model.head
+        return f"{model.backbone} with {head}"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -165,11 +177,14 @@ def create_run(
 
 
 def save_settings(run: Run) -> None:
-    """Writes config.json."""
+    """Writes config.json; of a model of one's own it says nothing but the loop's settings."""
     begun = Begun(
         RUN_VERSION, str(run.data), run.fingerprint, run.training_rows, run.config, run.arrays
     )
-    run.write_json("config.json", to_json(begun))
+    content = to_json(begun)
+    if run.arrays:
+        content["config"] = {"train": content["config"]["train"]}
+    run.write_json("config.json", content)
 
 
 def check_run_free(directory: Path, overwrite: bool) -> None:

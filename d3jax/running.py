@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from d3jax.account import account, weighing_plan
+from d3jax.account import Remark, account, tell_account, weighed_from, weighing_plan
 from d3jax.config import Config, TrainConfig
 from d3jax.console.report import evaluation_table
 from d3jax.console.signals import interrupts, stop_signals
@@ -153,7 +153,7 @@ class Finished(NamedTuple):
     run: Run
     result: Evaluated
     weights: str
-    account: list[str]
+    account: list[Remark]
 
 
 def tell(finished: Finished, console: Console) -> None:
@@ -163,8 +163,7 @@ def tell(finished: Finished, console: Console) -> None:
     result = finished.result
     title = f"test rows, {finished.weights}"
     Console().print(evaluation_table(title, result.metrics, result.best))
-    for sentence in finished.account:
-        console.print(sentence)
+    tell_account(finished.account, console)
     console.print(f"everything is in {finished.run.directory}")
 
 
@@ -191,8 +190,9 @@ def train(
         per_epoch = steps_per_epoch(rows, settings.batch_size)
         last = total_steps(settings, per_epoch)
         console.print(headline(run, trainer, rows))
-        if plan := weighing_plan(run.config, per_epoch):
-            console.print(plan)
+        weighed = None if own else weighed_from(run.config, last)
+        if weighed is not None:
+            console.print(weighing_plan(weighed, last, per_epoch))
         with (stopping or telling_to_stop)() as should_stop:
             [ended] = run_to_end(
                 [run],
@@ -205,7 +205,7 @@ def train(
         if first:
             conclude(run, ended.result, prepared)
     fields = [field.name for field in run.schema.fields]
-    told = account(run.config, per_epoch, ended.progress, ended.result, fields)
+    told = account(settings, weighed, per_epoch, ended.progress, ended.result, fields)
     return Finished(run, ended.result, ended.weights, told)
 
 
@@ -409,17 +409,9 @@ def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:
 
 def headline(run: Run, trainer: Trainer, rows: int) -> str:
     """Return in words what is trained, on how many rows and which devices."""
-    model = run.config.model
-    if run.arrays:
-        return _headline("a model of one's own", trainer, rows)
-    head = f"d3 ({run.config.d3.parts})" if model.head == "d3" else model.head
-    return _headline(f"{model.backbone} with {head}", trainer, rows)
-
-
-def _headline(model: str, trainer: Trainer, rows: int) -> str:
     network = count(trainer.model.declared.params.network)
     table = count(trainer.model.declared.params.embedding)
     return (
-        f"{model}: {network:,} weights and {table:,} in the embedding table; "
+        f"{run.called}: {network:,} weights and {table:,} in the embedding table; "
         f"{rows:,} training rows; {device_summary()}"
     )

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from d3jax.account import tell_account
 from d3jax.batch import Batch
 from d3jax.config import Config
 from d3jax.configure import DEFAULT, configure
@@ -162,7 +163,7 @@ def train(
     chosen = configure(preset, config, **settings)
     prepared = data if isinstance(data, Prepared) else open_prepared(data)
     run = begin(Path(out), chosen, prepared)
-    train_run(run, prepared, voice(), stopping=interrupting)
+    tell_account(train_run(run, prepared, voice(), stopping=interrupting).account, voice())
     return open_trained(run.directory)
 
 

@@ -137,7 +137,7 @@ class Predict(Verb):
 
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|MODEL")]
     """A run directory, or the folder of an exported model."""
-    rows: tyro.conf.Positional[Path]
+    rows: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROWS")]
     """Text or Parquet with a column per field, one file or a folder of them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """A .csv or .parquet file to write; standard output when not given."""

@@ -66,9 +66,9 @@ def split_facts(prepared: Prepared, split: str) -> Facts:
 
 
 def field_grid(prepared: Prepared, facts: dict[str, Facts]) -> Grid:
-    """Ids of each field, those that the scenarios of train see, and what test has of unknown."""
+    """Known values of each field, those that each scenario of train has, and shares of unknown."""
     names = prepared.schema.scenarios
-    head = ("field", "ids", "unknown in train", "in test", *(f"in {name}" for name in names))
+    head = ("field", "values", "unknown in train", "in test", *(f"in {name}" for name in names))
     unknown = [_unknown_share(facts[split]) for split in ("train", "test")]
     lines = [
         (
@@ -79,7 +79,7 @@ def field_grid(prepared: Prepared, facts: dict[str, Facts]) -> Grid:
         )
         for index, field in enumerate(prepared.schema.fields)
     ]
-    note = "unknown: no value, a rare one, or one that train lacks; in a scenario: ids of train"
+    note = "unknown: no value, a rare one, or one that train lacks; in a scenario: values in train"
     return Grid("fields", head, lines, caption=note)
 
 

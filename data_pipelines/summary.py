@@ -20,10 +20,13 @@ def show_summary(prepared: Prepared, console: Console) -> None:
 def summary(prepared: Prepared) -> Grid:
     """Rows and click rate by scenario and split, vocabulary sizes in the caption."""
     schema = prepared.schema
-    sizes = ", ".join(f"{field.name} {field.size:,}" for field in schema.fields)
+    sizes = ", ".join(f"{field.name} {field.size - 1:,}" for field in schema.fields)
     splits = {split: _sizes(prepared, split) for split in SPLITS}
     return split_grid(
-        str(prepared.directory), schema.scenarios, splits, caption=f"ids per field: {sizes}"
+        str(prepared.directory),
+        schema.scenarios,
+        splits,
+        caption=f"known values per field: {sizes}",
     )
 
 

@@ -21,6 +21,7 @@ from d3jax.registry import BACKBONES
 from d3jax.settings import Settings, preset_of, values
 from d3jax.verb import Verb
 from experiments.compare.tables import BACKBONE, Method, find_table, preset_path
+from experiments.search.spaces import check_drawn
 
 TableName = Literal[1, 2, 3, "open"]
 
@@ -40,7 +41,7 @@ class Compare(Settings):
     figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
     """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
     on: str = BACKBONE
-    """The backbone of tables 2 and 3 and of the figures."""
+    """The backbone of tables 2 and 3 and of the figures, such as one of your own."""
     seeds: int = 5
     """Runs of each method, with seeds 0, 1 and so on."""
     base: Annotated[str | None, tyro.conf.arg(metavar="METHOD")] = None
@@ -156,6 +157,7 @@ class Search(Settings):
         if self.table is None and self.on != BACKBONE:
             raise ConfigError(f"on is {self.on}, but there is no table; use --backbone instead")
         super().check(default)
+        check_drawn(self.space, self.chosen(), default.chosen())
 
     def run(self, console: Console) -> None:
         """Tries settings, pruning the hopeless, and writes the best."""

@@ -7,9 +7,11 @@ import platform
 import shlex
 import signal
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import d3jax
 from d3jax.console.exits import FAILED, INTERRUPTED, PREEMPTED, TERMINATED, UNFORESEEN
@@ -17,6 +19,7 @@ from d3jax.console.signals import Terminated, raising
 from d3jax.console.terminal import Console, styled
 from d3jax.errors import D3jaxError, Preempted
 
+_ROOMS = ("d3jax", "data_pipelines", "experiments")
 DEBUG = "D3JAX_DEBUG"
 """The environment variable that shows tracebacks, as --debug does."""
 
@@ -90,12 +93,32 @@ def _report(error: BaseException, arguments: Sequence[str], console: Console) ->
     words = str(error).strip() or "without a word"
     about = f"d3jax {d3jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
     console.print(styled("unforeseen error:", "bold red"), f"{type(error).__name__}: {words}")
-    console.print(f"while running: {command}", highlight=False)
+    place, ours = _place(error)
+    console.print(f"while running: {command}{place}", highlight=False)
+    if not ours:
+        shown = "" if wants_traceback(arguments) else "; --debug shows the way there"
+        console.print(f"that file is none of d3jax's{shown}", highlight=False)
+        return
     more = "" if wants_traceback(arguments) else ", and what the same command says with --debug,"
     console.print(
         f"this is d3jax's fault; please report these lines{more} where you got d3jax ({about})",
         highlight=False,
     )
+
+
+_OURS = Path(d3jax.__file__).resolve().parent.parent
+_LIBRARIES = tuple(Path(path).resolve() for path in sysconfig.get_paths().values())
+
+
+def _place(error: BaseException) -> tuple[str, bool]:
+    """Return in words the last line that is no library's, and whether it is one of ours."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).resolve()
+        ours = any(path.is_relative_to(_OURS / room) for room in _ROOMS)
+        library = path.name.startswith("<") or any(map(path.is_relative_to, _LIBRARIES))
+        if ours or not library:
+            return f" ({path.name}, line {frame.lineno}, in {frame.name})", ours
+    return "", True
 
 
 def _flush_or_silence() -> None:

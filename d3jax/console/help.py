@@ -55,7 +55,7 @@ def help_text(prog: str, kind: Any, default: Any, width: int = 80) -> str:
     told += _wrapped(inspect.cleandoc(kind.__doc__ or ""), width)
     for title, lines in {"": arguments, "flags": flags, **sections}.items():
         if lines:
-            told += ["", *([title] if title else [])]
+            told += ["", *(textwrap.wrap(title, width) if title else [])]
             told += [row for line in lines for row in _rows(line, width)]
     return "\n".join(told) + "\n"
 

@@ -12,13 +12,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from d3jax.console.exits import INTERRUPTED, TERMINATED
 from d3jax.errors import Preempted
 
 _SHOW_CURSOR = b"\x1b[?25h"
+_HEARD = b"\nstopping after this step, which saves the run; Ctrl-C once more ends it at once\n"
 _SOON, _AGAIN = 0.05, 1.0
 """Seconds until an exception is raised that couldn't be yet, or that a library swallowed."""
 
@@ -96,6 +97,8 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if not asked:
+            _tell(_HEARD)
         asked.append(number)
         if number == signal.SIGINT:
             _now_on_ctrl_c()
@@ -165,6 +168,12 @@ def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -
 
 def _now_on_ctrl_c() -> None:
     signal.signal(signal.SIGINT, lambda *_: _leave(INTERRUPTED))
+
+
+def _tell(text: bytes) -> None:
+    """Writes on standard error from within a signal's handler."""
+    with suppress(OSError):
+        os.write(2, text)
 
 
 def _leave(code: int) -> None:

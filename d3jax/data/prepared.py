@@ -132,6 +132,8 @@ def open_prepared(directory: Path | str) -> Prepared:
     `schema.json` says. `check_rows` looks at the values.
     """
     directory = Path(directory)
+    if (directory / "config.json").is_file():
+        raise DataError(f"{directory} is a run; give the prepared directory that it was trained on")
     prepared = read_schema(directory)
     for known in prepared.schema.fields:
         check_vocabulary_size(directory, known)

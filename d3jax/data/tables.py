@@ -23,6 +23,8 @@ def to_table(rows: Any, columns: Sequence[str], where: str = "the table") -> pa.
     unequal length.
     """
     names, column_of = _columns(rows)
+    if hasattr(rows, "iloc") and getattr(rows, "ndim", 2) == 1:
+        names = None  # One row or column of a data frame.
     if names is None:
         raise DataError(
             f"{where} is a {type(rows).__name__}; give a data frame, an Arrow table, or a dict of "

@@ -70,7 +70,7 @@ class Method:
     @property
     def slug(self) -> str:
         """The name as a folder's."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
+        return re.sub(r"[^a-z0-9._]+", "-", self.name.lower()).strip("-")
 
     def configure(self, config: Config, seed: int) -> Config:
         """The configuration with this method's model, adapter and start, and a seed."""

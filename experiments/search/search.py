@@ -139,7 +139,7 @@ def _search(
         draft.write_text(json.dumps(preset, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     console.print(
         f"validation {preset['metric']} {preset['mean']:.4f}, standard deviation "
-        f"{preset['std'] or 0:.4f} over {plan.seeds} seeds; "
+        f"{preset['std'] or 0:.4f} over {plan.seeds} seed{'s' if plan.seeds > 1 else ''}; "
         f"train with it: d3jax train {data} --config {plan.out}",
         soft_wrap=True,
     )

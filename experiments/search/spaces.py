@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from d3jax.config import Config
 from d3jax.errors import ConfigError
+from d3jax.reads import flag_of, get
 from experiments.compare.tables import START_RATIOS
 
 if TYPE_CHECKING:
@@ -96,6 +97,38 @@ def wide_start(config: Config) -> dict[str, Any]:
 
 
 SPACES = {"paper": Space(paper, paper_start), "wide": Space(wide, wide_start)}
+
+
+_DRAWN: dict[str, tuple[str, Any]] = {
+    "learning_rate": ("optimizer.learning_rate", RATES),
+    "weight_decay": ("optimizer.weight_decay", DECAYS),
+    "embedding_decay": ("optimizer.embedding_decay", DECAYS),
+    "embedding_dropout": ("model.embedding_dropout", (0.0, 0.6)),
+    "bottom_layers": ("model.bottom_layers", WIDTHS),
+    "epochs": ("train.epochs", EPOCHS),
+    "field_hidden": ("d3.field_hidden", FIELD_HIDDEN),
+    "width": ("d3.width", D3_WIDTHS),
+    "rank": ("d3.rank", RANKS),
+}
+"""The settings that `wide` draws, by what a trial calls them, and the bounds or choices."""
+
+
+def check_drawn(space: str, config: Config, before: Config) -> None:
+    """Raise `ConfigError` for a setting of one's own that the search draws, and can't draw so."""
+    if space != "wide":
+        return
+    start = wide_start(config)
+    for name, (setting, drawn) in _DRAWN.items():
+        value = get(config, setting)
+        plain = "-".join(map(str, value)) if isinstance(value, tuple) else value
+        if value == get(before, setting) or start.get(name) == plain:
+            continue
+        joined = " to " if drawn in (RATES, DECAYS, (0.0, 0.6)) else ", "
+        choices = joined.join(map(str, drawn))
+        raise ConfigError(
+            f"--{flag_of(setting)} ({setting}) is {plain}, but the search draws it itself, of "
+            f"{choices}; leave it out"
+        )
 
 
 def check_space(space: str, config: Config) -> None:

@@ -60,7 +60,7 @@ def refusal(arguments: list[str], capsys: Shown) -> str:
 def test_prepare_says_what_happened(raw: Path, tmp_path: Path, capsys: Shown) -> None:
     main(flags(raw, tmp_path / "out"))
     shown = said(capsys)
-    assert "ids per field: user 51, item 8, income 5, tab 3" in shown
+    assert "known values per field: user 50, item 7, income 4, tab 2" in shown
     assert "50 rows are unknown to users.csv; the columns it adds are missing there" in shown
     assert "columns left out, since no flag names them: shoe" in shown
     assert "9 rows repeat the user, item, time of another; such rows are on the same side" in shown
