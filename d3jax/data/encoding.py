@@ -41,9 +41,9 @@ _DIGITS = 12
 def text_of(column: pa.Array, name: str, where: str) -> pa.StringArray:
     """Return the text of every value of an Arrow array; NaN and "" are null, for both are missing.
 
-    A number without a fraction is written without one, a moment in UTC and without zeros after its
-    seconds, bytes that are no UTF-8 in hexadecimal. Raises `DataError` naming the column `name` of
-    `where` for a type without a text, such as a struct.
+    A truth and a float are written as Python writes them, and so do tables of Python's in CSV; a
+    moment in UTC and without zeros after its seconds, bytes that are no UTF-8 in hexadecimal.
+    Raises `DataError` naming column and place for a type without a text, such as a struct.
     """
     kind = column.type
     if isinstance(column, pa.ExtensionArray):
@@ -63,6 +63,8 @@ def text_of(column: pa.Array, name: str, where: str) -> pa.StringArray:
 
 def _text(column: pa.Array) -> pa.StringArray:
     kind = column.type
+    if pa.types.is_boolean(kind):
+        return pc.if_else(column, "True", "False")
     if pa.types.is_floating(kind):
         return _text_of_floats(column)
     if pa.types.is_decimal(kind):
@@ -83,13 +85,22 @@ def _text(column: pa.Array) -> pa.StringArray:
 
 
 def _text_of_floats(column: pa.Array) -> pa.StringArray:
-    """A float without a fraction has the digits of an integer where int64 holds it."""
-    numbers = column.cast(pa.float64())
-    values = np.nan_to_num(numbers.to_numpy(zero_copy_only=False), nan=0.5, posinf=0.5, neginf=0.5)
-    whole = (values == np.floor(values)) & (np.abs(values) < 2.0**63)
-    digits = pa.array(np.where(whole, values, 0.0).astype(np.int64)).cast(pa.string())
-    text = pc.if_else(pa.array(whole), digits, column.cast(pa.string()))
-    return pc.if_else(pc.fill_null(pc.is_nan(numbers), True), None, text)
+    """The shortest digits that make the float again: 12 is 12.0, and so is -0 like 0."""
+    values = column.to_numpy(zero_copy_only=False)
+    missing, size = np.isnan(values), np.abs(values).astype(np.float64)
+    whole = (values == np.floor(values)) & (size < 1e16) & (size > 0) | (values == 0)
+    digits = pa.array(np.where(whole, values, values.dtype.type(0)).astype(np.int64)).cast(
+        pa.string()
+    )
+    text = pc.if_else(
+        pa.array(whole), pc.binary_join_element_wise(digits, ".0", ""), column.cast(pa.string())
+    )
+    # Arrow writes large, small and infinite floats and those of 16 bits otherwise.
+    odd = ~whole & ~missing & ((size >= 1e10) | (size < 1e-4) | (values.dtype == np.float16))
+    if odd.any():
+        written = pa.array([str(value) for value in values[odd]], pa.string())
+        text = pc.replace_with_mask(text, pa.array(odd), written)
+    return pc.if_else(pa.array(missing), None, text)
 
 
 def _text_of_times(column: pa.Array) -> pa.StringArray:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -23,8 +21,6 @@ def to_table(rows: Any, columns: Sequence[str], where: str = "the table") -> pa.
     unequal length.
     """
     names, column_of = _columns(rows)
-    if hasattr(rows, "iloc") and getattr(rows, "ndim", 2) == 1:
-        names = None  # One row or column of a data frame.
     if names is None:
         raise DataError(
             f"{where} is a {type(rows).__name__}; give a data frame, an Arrow table, or a dict of "
@@ -47,6 +43,8 @@ def _columns(rows: Any) -> tuple[list[Any] | None, Any]:
     # pandas first: its own C stream refuses columns of mixed objects.
     if hasattr(rows, "columns") and hasattr(rows, "iloc"):
         return list(rows.columns), rows.__getitem__
+    if hasattr(rows, "iloc"):  # A row or column of a data frame.
+        return None, None
     if hasattr(rows, "__arrow_c_stream__"):
         table = pa.table(rows)
         return list(table.schema.names), table.column
@@ -56,7 +54,8 @@ def _columns(rows: Any) -> tuple[list[Any] | None, Any]:
 def _array(column: Any, name: str, where: str) -> pa.Array | pa.ChunkedArray:
     if isinstance(column, pa.Array | pa.ChunkedArray):
         return column
-    if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+    odd = isinstance(column, str | bytes | Mapping | Set) or not hasattr(column, "__len__")
+    if odd or getattr(column, "ndim", 1) == 0:
         raise DataError(f"{where}: column {name!r} is {column!r}; give a value for each row")
     try:
         return pa.array(column, from_pandas=True)
@@ -74,9 +73,10 @@ def _text(value: Any, name: str, where: str) -> Any:
     """The text of a value, None where it is missing; a list of them for a list."""
     if isinstance(value, list | tuple | np.ndarray):
         return [_text(item, name, where) for item in value]
-    if isinstance(value, str | bool | int | float | Decimal | np.generic | datetime.date):
-        missing = value != value
-        return None if missing else str(value).encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(int(value))
     try:
         array = pa.array([value], from_pandas=True)
     except (pa.ArrowException, OverflowError) as error:

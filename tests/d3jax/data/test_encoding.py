@@ -124,12 +124,28 @@ def test_integers_keep_every_digit(number: int) -> None:
     assert spell(pa.array([f"{number}.0"]), "integer").to_pylist() == [str(number)]
     exact = float(number)
     if abs(exact) < 2.0**63:
-        assert text([exact]) == [str(int(exact))]
+        assert text([exact]) == [str(exact)]
+        assert spell(pa.array([str(exact)]), "integer").to_pylist() == [str(int(exact))]
+
+
+@given(st.lists(st.floats(allow_nan=False)))
+def test_a_float_has_the_text_that_python_writes(numbers: list[float]) -> None:
+    assert text(numbers, pa.float64()) == [str(number or 0.0) for number in numbers]
+
+
+@given(st.lists(st.floats(width=16, allow_nan=False)))
+def test_a_float_of_16_bits_has_its_own_shortest_text(numbers: list[float]) -> None:
+    small = np.array(numbers, np.float16)
+    assert text(small) == [str(number or np.float16(0)) for number in small]
+
+
+def test_a_truth_has_the_text_that_python_writes() -> None:
+    assert text([True, False, None]) == ["True", "False", None]
 
 
 def test_what_is_missing() -> None:
     assert text([None, float("nan"), 1.5]) == [None, None, "1.5"]
-    assert text(np.array([np.nan, 2], np.float16)) == [None, "2"]
+    assert text(np.array([np.nan, 2], np.float16)) == [None, "2.0"]
     assert text(["", None, "x"]) == [None, None, "x"]
     assert text([None, None]) == [None, None]
     for kind in ("integer", "decimal", "boolean"):
@@ -158,7 +174,7 @@ def test_texts_of_other_types() -> None:
     assert text([MOMENT.replace(microsecond=250000)]) == ["2024-02-29 09:05:00.25"]
     assert text([datetime.time(9, 5)], pa.time32("ms")) == ["09:05:00"]
     assert text([b"\xc3\xa9", b"\xff"]) == ["é", "0xff"]
-    assert text([True, None]) == ["true", None]
+    assert text([True, None]) == ["True", None]
     assert text([2**64 - 1], pa.uint64()) == ["18446744073709551615"]
 
 
