@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from d3jax.errors import ConfigError, DataError
@@ -33,6 +35,23 @@ def check_weighing(name: str, shift: float, scale: float) -> None:
             f"{name}_shift and {name}_scale are both 0, which weighs every row with 0; "
             "set one of them above 0"
         )
+
+
+def is_a(name: str, value: Any, kinds: type[Any] | tuple[type[Any], ...], cure: str) -> None:
+    """Raises `ConfigError` unless an argument is of one of the kinds; `cure` says what to give."""
+    if not isinstance(value, kinds):
+        kind, shown = type(value).__name__, repr(value)
+        if callable(value) and hasattr(value, "__name__"):
+            shown = f"the function {value.__name__}"
+        raise ConfigError(f"{name} is {shown if len(shown) <= 40 else f'a {kind}'}; give {cure}")
+
+
+def as_path(name: str, value: Any, what: str) -> Path:
+    """Return an argument as a path; raises `ConfigError` unless it is a string or a path."""
+    is_a(name, value, (str, os.PathLike), f"{what}, a string or a Path")
+    if isinstance(os.fspath(value), bytes) or not os.fspath(value):
+        raise ConfigError(f"{name} is {value!r}; give {what}, a string or a Path")
+    return Path(value)
 
 
 def widths(name: str, values: tuple[int, ...], *, empty: bool = True) -> None:

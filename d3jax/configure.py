@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from d3jax.checks import as_path, is_a
 from d3jax.config import AdapterConfig, Config
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
@@ -42,6 +43,7 @@ def configure(
 
 
 def _start(preset: str, config: Config | Path | str | None) -> Config:
+    is_a("preset", preset, str, "a preset's name")
     if config is None:
         if preset not in PRESETS:
             raise ConfigError(
@@ -51,7 +53,9 @@ def _start(preset: str, config: Config | Path | str | None) -> Config:
         return PRESETS[preset]
     if preset != DEFAULT:
         raise ConfigError("preset and config both give all settings; give one of them")
-    return config if isinstance(config, Config) else read_preset(Path(config))
+    if isinstance(config, Config):
+        return config
+    return read_preset(as_path("config", config, "a Config or a preset file"))
 
 
 def _known(before: Config, settings: Mapping[str, Any]) -> list[str]:

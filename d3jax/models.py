@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
+from d3jax.checks import is_a
 from d3jax.config import EmbeddingInit, ModelConfig, TableLayout, Wide
 from d3jax.embedding import LARGE_TABLE, declare_embedding, pool
 from d3jax.layers.dense import dropout
@@ -64,6 +65,8 @@ def model(
     Settings are those of `ModelConfig`; embeddings start as N(0, .01), for Glorot over a large
     table starts too close to zero. Raises `ConfigError` for a setting out of range.
     """
+    is_a("schema", schema, Schema, "data.schema of a prepared directory")
+    is_a("backbone", backbone, Backbone, "what a backbone returns, such as mmoe(d3(), experts=4)")
     config = ModelConfig(
         embedding_dim=embedding_dim,
         embedding_init=embedding_init,

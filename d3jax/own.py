@@ -9,6 +9,7 @@ import jax
 
 from d3jax.account import tell_account
 from d3jax.batch import Schema
+from d3jax.checks import as_path, is_a
 from d3jax.choice import chosen
 from d3jax.config import Config, TrainConfig
 from d3jax.console.log import voice
@@ -44,12 +45,14 @@ def fit(
     data of another schema than the model's; `CheckpointError` with the differences when `out` is
     another run; `Preempted` when SIGTERM stopped it.
     """
+    is_a("trainer", trainer, Trainer, "what d3jax.trainer returns")
+    out = as_path("out", out, "the run's directory")
     prepared = data if isinstance(data, Prepared) else open_prepared(data)
     config = Config(train=_loop_settings(trainer, settings))
     _check(trainer, prepared.schema, config.train)
     per_epoch = steps_per_epoch(len(prepared.rows("train").label), config.train.batch_size)
     trainer = trainer.with_steps(total_steps(config.train, per_epoch))
-    run = begin(Path(out), config, prepared, _arrays(trainer))
+    run = begin(out, config, prepared, _arrays(trainer))
     finished = train_run(run, prepared, voice(), stopping=interrupting, own=trainer)
     tell_account(finished.account, voice())
     trained = open_trained(run.directory, trainer)

@@ -31,6 +31,27 @@ KINDS = {
 }
 """The kinds of directories, in words."""
 
+_DESCRIBED = {"schema.json", "vocabularies"}
+_DATA = {*_DESCRIBED, "checksums.json", "train", "validation", "test"}
+_RUN = {
+    *_DESCRIBED,
+    "config.json",
+    "checkpoints",
+    "metrics.jsonl",
+    "tensorboard",
+    "evaluation.json",
+    "cell.json",
+    "figures",
+    "model",
+}
+CONTENTS = {
+    "run": _RUN,
+    "prepared": _DATA,
+    "synthetic": _DATA,
+    "export": {*_DESCRIBED, "checksums.json", "program.stablehlo", "weights.npz"},
+}
+"""What d3jax puts into a directory of a kind that it replaces; the rest is somebody's."""
+
 
 def kind_of(directory: Path) -> str | None:
     """The kind that the marker names; None for a directory that d3jax didn't make."""
@@ -51,7 +72,8 @@ def check_free(
     """Raises `OutputError` unless a directory of the first of `kinds` may be made here.
 
     It may where nothing is, or nothing but an empty directory; with `overwrite` also where one of
-    `kinds` is, unless it is in use or holds one of the `inputs`. `cure` says what to do instead.
+    `kinds` is, unless it is in use, or holds one of the `inputs` or what d3jax didn't put there.
+    `cure` says what to do instead.
     """
     if not os.path.lexists(directory) or _is_empty(directory):
         return
@@ -64,6 +86,11 @@ def check_free(
         raise OutputError(
             f"{directory} is {found} {wanted} that d3jax made, so it is not replaced; choose "
             "another place"
+        )
+    if foreign := _foreign(directory, kind or ""):
+        raise OutputError(
+            f"{directory} holds {foreign}, which d3jax didn't put there, so it is not replaced; "
+            "move that away, or choose another place"
         )
     for path in inputs:
         if path.resolve().is_relative_to(directory.resolve()):
@@ -198,6 +225,15 @@ def _mark(directory: Path, kind: str) -> None:
         # An empty one would make the directory nobody's.
         path.unlink(missing_ok=True)
         raise
+
+
+def _foreign(directory: Path, kind: str) -> str | None:
+    """Return the name of something in a directory of a kind that d3jax doesn't put there."""
+    if kind not in CONTENTS:
+        return None
+    known = {*CONTENTS[kind], MARKER, LOCK}
+    names = sorted(path.name for path in directory.iterdir())
+    return next((n for n in names if n not in known and not n.startswith(DRAFT)), None)
 
 
 def _is_empty(directory: Path) -> bool:

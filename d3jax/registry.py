@@ -7,10 +7,12 @@ module is imported when the part is asked for, so that a name costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, NamedTuple
 
+from d3jax.checks import is_a
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
 
@@ -80,6 +82,7 @@ class Registry:
 
         Raises `ConfigError` for a name that an installed package has, or a section uses.
         """
+        is_a("name", name, str, "a Python identifier")
         if not name.isidentifier() or name in RESERVED:
             raise ConfigError(
                 f"a {self.kind} can't be called {name!r}; take a Python identifier other than "
@@ -121,6 +124,10 @@ def register(
     """
     if kind not in REGISTRIES:
         raise ConfigError(f"kind is {kind!r}; it must be one of {', '.join(REGISTRIES)}")
+    if not callable(build):
+        raise ConfigError(f"build is {build!r}; give a function of the choice that makes the part")
+    if options is not None and not (isinstance(options, type) and is_dataclass(options)):
+        raise ConfigError(f"options is {options!r}; give a frozen dataclass of the settings")
     REGISTRIES[kind].register(name, Part(build, options))
 
 

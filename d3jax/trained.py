@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from d3jax.account import tell_account
 from d3jax.batch import Batch
+from d3jax.checks import as_path
 from d3jax.config import Config
 from d3jax.configure import DEFAULT, configure
 from d3jax.console.log import voice
@@ -119,8 +120,9 @@ class TrainedRun(Run, Predictor):
 
         Returns the folder, which `d3jax.load` reads. Raises `OutputError` when it exists.
         """
-        export_run(self, Path(folder), self.best)
-        return Path(folder)
+        folder = as_path("folder", folder, "the folder to make")
+        export_run(self, folder, self.best)
+        return folder
 
     @cached_property
     def best(self) -> Loaded:
@@ -160,9 +162,10 @@ def train(
     `CheckpointError` with the differences when `out` is another run, `OutputError` when it is no
     run, and `Preempted` when SIGTERM stopped it.
     """
+    out = as_path("out", out, "the run's directory")
     chosen = configure(preset, config, **settings)
     prepared = data if isinstance(data, Prepared) else open_prepared(data)
-    run = begin(Path(out), chosen, prepared)
+    run = begin(out, chosen, prepared)
     tell_account(train_run(run, prepared, voice(), stopping=interrupting).account, voice())
     return open_trained(run.directory)
 
@@ -179,7 +182,7 @@ def load(path: Path | str) -> TrainedRun | Exported:
 
     Raises `CheckpointError` when it is neither, or damaged.
     """
-    path = Path(path)
+    path = as_path("path", path, "a run's directory or an exported folder")
     if (path / PROGRAM).is_file():
         return Exported(path)
     if not (path / "config.json").is_file():

@@ -71,6 +71,7 @@ class Watch:
         none = np.zeros(described.schema.num_fields, np.int64)
         self.seen = Unknown(described.schema, none, 0, training_share(described))
         """All rows so far."""
+        self._judged = self.seen
         self._told: set[str] = set()
 
     def look(self, ids: Int[np.ndarray, "B K"]) -> None:
@@ -80,10 +81,16 @@ class Watch:
         self.seen = seen._replace(rows=rows, total=seen.total + len(ids))
 
     def warn(self) -> None:
-        """Warn the caller's caller, once of each field; not before `ENOUGH` rows."""
-        if self.seen.total < ENOUGH:
+        """Warn the caller's caller of the rows since the last time, once of each field.
+
+        Fewer than `ENOUGH` rows wait for more.
+        """
+        seen, judged = self.seen, self._judged
+        recent = seen._replace(rows=seen.rows - judged.rows, total=seen.total - judged.total)
+        if recent.total < ENOUGH:
             return
-        for name, warning in self.seen.warnings().items():
+        self._judged = seen
+        for name, warning in recent.warnings().items():
             if name not in self._told:
                 self._told.add(name)
                 warnings.warn(warning, stacklevel=3)

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from d3jax import owned
 from d3jax.batch import Schema
+from d3jax.checks import as_path
 from d3jax.data.checksums import data_fingerprint
 from d3jax.data.columns import SPLITS, Rows, check_layout, check_values, map_rows
 from d3jax.data.encoder import Encoder, FieldCode, ScenarioRule
@@ -35,7 +36,7 @@ from d3jax.data.vocabularies import (
 from d3jax.errors import DataError
 from d3jax.typed import from_json, parse_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def open_prepared(directory: Path | str) -> Prepared:
     Raises `DataError` naming the file that is missing, cut short or of another shape than
     `schema.json` says. `check_rows` looks at the values.
     """
-    directory = Path(directory)
+    directory = as_path("directory", directory, "a prepared directory")
     if (directory / "config.json").is_file():
         raise DataError(f"{directory} is a run; give the prepared directory that it was trained on")
     prepared = read_schema(directory)

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from d3jax.adapters.d3 import unweighted
 from d3jax.base import LossAdapter, Model, ModelParams
 from d3jax.batch import Batch
+from d3jax.checks import is_a, within
 from d3jax.errors import ConfigError
 from d3jax.parameters import DATA_AXIS, REPLICATED, Tree
 from d3jax.training.optimizer import Optimizer
@@ -90,7 +91,7 @@ class Trainer(NamedTuple):
         it, or one seed each.
 
         Warns when the loss depends on the run's length, which nobody told. Raises `ConfigError`
-        for a number of seeds that isn't that of the models.
+        for what is no seed, and for a number of seeds that isn't that of the models.
         """
         if self.parts.loss.planned is not None and self.parts.steps is None:
             warnings.warn(
@@ -100,6 +101,8 @@ class Trainer(NamedTuple):
             )
         models = self.parts.models
         seeds = np.asarray(self.seed if seed is None else seed)
+        if seeds.dtype.kind not in "iu" or not ((seeds >= 0) & (seeds < 2**31)).all():
+            raise ConfigError(f"seed is {seed!r}; give a whole number from 0 to {2**31 - 1}")
         if seeds.ndim == 0:
             seeds = seeds + np.arange(models or 1)
         if seeds.shape != (models or 1,):
@@ -123,6 +126,7 @@ class Trainer(NamedTuple):
 
     def placed(self, batch: Batch | Sequence[Batch]) -> Batch:
         """Return a batch on the devices, or one for each of the models side by side."""
+        is_a("batch", batch, (Batch, Sequence), "a d3jax.Batch, or one for each model")
         if isinstance(batch, Batch):
             return self._on_devices(batch)
         if self.parts.models is None:
@@ -181,6 +185,14 @@ def trainer(
     `loss` decides what each row counts (all the same when None); `steps` is the length of the run
     for a loss that depends on it. Raises `ConfigError` when the devices can't share the table.
     """
+    is_a("model", model, Model, "what d3jax.model returns")
+    kinds = (optax.GradientTransformation, Optimizer)
+    is_a("optimizer", optimizer, kinds, "an optax transformation, such as optax.adamw(1e-3)")
+    if loss is not None:
+        is_a("loss", loss, LossAdapter, "a LossAdapter, such as d3jax.d3_balance()")
+    if steps is not None:
+        is_a("steps", steps, (int, np.integer), "the number of the run's steps")
+        within("steps", steps, 1, 2**31 - 1)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer_of(optimizer)
     loss = unweighted() if loss is None else loss

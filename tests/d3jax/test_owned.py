@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from d3jax.errors import OutputError
 from d3jax.owned import (
+    CONTENTS,
     KINDS,
     MARKER,
     building,
@@ -33,6 +35,15 @@ def everything(directory: Path) -> dict[str, bytes]:
 def contents(directory: Path) -> dict[str, bytes]:
     """All files but the markers."""
     return {name: text for name, text in everything(directory).items() if MARKER not in name}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def texts() -> Iterator[None]:
+    """The directories of these tests hold a text."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, names in CONTENTS.items():
+            patch.setitem(CONTENTS, kind, {*names, "text"})
+        yield
 
 
 def build(
@@ -161,6 +172,22 @@ def test_a_kind_replaces_its_like_and_no_other(tmp_path: Path, found: str, made:
         with pytest.raises(OutputError, match=f"out is {named}, and no .*not replaced; choose"):
             build(tmp_path / "out", "new", overwrite=True, kind=made)
         assert contents(tmp_path) == {"out/text": b"old"}
+
+
+@pytest.mark.parametrize("kind", ["run", "prepared", "synthetic", "export"])
+@pytest.mark.parametrize("foreign", ["mine/notes.txt", ".notes", "sub/.d3jax"])
+def test_what_holds_something_of_somebodys_is_not_replaced(
+    tmp_path: Path, kind: str, foreign: str
+) -> None:
+    build(tmp_path / "out", "old", kind=kind)
+    path = tmp_path / "out" / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("precious")
+    name = foreign.partition("/")[0]
+    message = f"out holds {name}, which d3jax didn't put there, so it is not replaced; move that"
+    with pytest.raises(OutputError, match=message):
+        build(tmp_path / "out", "new", overwrite=True, kind=kind)
+    assert path.read_text() == "precious"
 
 
 def test_a_file_a_link_and_an_empty_directory(tmp_path: Path) -> None:

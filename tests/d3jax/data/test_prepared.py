@@ -42,7 +42,7 @@ def test_reads_back_what_was_written(directory: Path) -> None:
 
 def test_schema_json_is_sorted_and_ends_with_a_newline(directory: Path) -> None:
     text = (directory / "schema.json").read_text(encoding="utf-8")
-    assert text.startswith('{\n  "format_version": 2,\n  "provenance": {\n    "label_rule"')
+    assert text.startswith('{\n  "format_version": 3,\n  "provenance": {\n    "label_rule"')
     assert text.endswith("}\n")
     assert str(directory.parent) not in text
 
@@ -81,7 +81,7 @@ def test_cut_file(directory: Path, file: str, message: str, kept: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format_version=1), "format_version 1; this d3jax reads 2; prepare"),
+        (lambda c: c.update(format_version=1), "format_version 1; this d3jax reads 3; prepare"),
         (lambda c: c.pop("format_version"), r"schema.json is damaged \(KeyError\('format_version'"),
         (lambda c: c["schema"].pop("fields"), r"damaged \(schema.fields is missing"),
         (lambda c: c["schema"].update(extra=1), r"damaged \(schema.extra is unk"),
