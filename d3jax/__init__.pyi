@@ -38,7 +38,6 @@ from d3jax.errors import Preempted as Preempted
 from d3jax.errors import ShapeError as ShapeError
 from d3jax.errors import TrainingError as TrainingError
 from d3jax.export import Exported as Exported
-from d3jax.heads import d3 as d3
 from d3jax.heads import d3_generator as d3_generator
 from d3jax.heads import dense_head as dense_head
 from d3jax.heads import towers as towers
@@ -48,6 +47,7 @@ from d3jax.layers.dense import declare_mlp as declare_mlp
 from d3jax.layers.dense import dense as dense
 from d3jax.layers.dense import mlp as mlp
 from d3jax.models import model as model
+from d3jax.named_heads import d3 as d3
 from d3jax.own import fit as fit
 from d3jax.parameters import declare_array as declare_array
 from d3jax.predictor import Embeddings as Embeddings

@@ -105,8 +105,9 @@ class OptimizerConfig:
     """Decoupled weight decay of the network."""
     embedding_decay: float = 1e-5
     """Decoupled weight decay of the embedding table."""
-    wide_decay: float = 0.1
-    """Decoupled weight decay of the residual."""
+    own_decay: float = 0.1
+    """Decoupled weight decay of the residual, and of what is
+    a scenario's own in the adaptive form."""
     embedding_update: TableUpdateName = "auto"
     """dense; the batch's rows: lazy_adamw, adagrad; or auto."""
 
@@ -114,7 +115,7 @@ class OptimizerConfig:
         check_types(self)
         within("learning_rate", self.learning_rate, 1e-12, 10)
         within("weight_decay", self.weight_decay, 0, 1000)
-        within("wide_decay", self.wide_decay, 0, 1000)
+        within("own_decay", self.own_decay, 0, 1000)
         within("embedding_decay", self.embedding_decay, 0, 1000)
         within("warmup", self.warmup, 0, 1)
         within("cooldown", self.cooldown, 0, 1)

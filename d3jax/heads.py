@@ -48,7 +48,7 @@ from d3jax.parameters import Tree
 from d3jax.typed import check_types
 
 Parts = Literal["d1", "d2", "d3"]
-D3Form = Literal["text", "official"]
+D3Form = Literal["text", "official", "adaptive"]
 Precision = Literal["float32", "bf16"]
 GateInput = Literal["selected", "raw"]
 
@@ -64,7 +64,8 @@ class D3Options:
     parts: Parts = "d3"
     """d1: division; d2: and modelling; d3: and balance."""
     form: D3Form = "text"
-    """text: the equations; official: the authors' code."""
+    """text: the equations; official: the authors' code;
+    adaptive: factors of shared layers, by scenario and row."""
     field_hidden: int = 64
     """Width H of each field's layer in the generator."""
     width: int = 0
@@ -98,8 +99,10 @@ class D3Options:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.precision == "bf16" and self.form == "official":
-            raise ConfigError("the official form is float32 throughout; use --form text for bf16")
+        if self.precision == "bf16" and self.form != "text":
+            raise ConfigError(
+                f"the {self.form} form is float32 throughout; use --form text for bf16"
+            )
         within("field_hidden", self.field_hidden, 1, 65536)
         within("rank", self.rank, 0, 65536)
         within("width", self.width, 0, 65536)
@@ -224,12 +227,15 @@ def generated(
 
 
 def d3(options: D3Options | None = None, tail: Head | None = None, **settings: Any) -> Head:
-    """Return the D3 head: one generated layer over the backbone's representation (Eq. 6-14).
+    """Return the D3 head of the paper's text: one generated layer over the backbone's
+    representation (Eq. 6-14).
 
     `tail` reads the layer; by default dense layers that are the same for all rows. Settings are
-    those of `D3Options`. Raises `ConfigError` for one that there isn't, and for the official form.
+    those of `D3Options`. Raises `ConfigError` for one that there isn't, and for another form.
     """
     config = chosen(D3Options, options, settings)
+    if config.form != "text":
+        raise ConfigError(f"form is {config.form}; d3jax.d3 makes every form, this only the text's")
     activation = jax.nn.relu if config.layer_activation else _identity
     rest = dense_head(config.head_layers) if tail is None else tail
     return generated(d3_generator(config), config.outputs, rest, activation)

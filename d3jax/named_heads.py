@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from d3jax.adapters.d3 import BalanceOptions
+from d3jax.adaptive import d3_adaptive
 from d3jax.base import Head
-from d3jax.choice import HeadChoice
-from d3jax.heads import WHOLE_WIDTH, D3Options, d3, dense_head, generated
+from d3jax.choice import HeadChoice, chosen
+from d3jax.errors import ConfigError
+from d3jax.heads import WHOLE_WIDTH, D3Options, dense_head, generated
+from d3jax.heads import d3 as d3_text
 from d3jax.layers.prior_gates import pepnet, prior_fields
 from d3jax.meta import meta_generator
 from d3jax.official import d3_official
@@ -21,10 +25,25 @@ def _own(choice: HeadChoice) -> Head:
     return choice.own
 
 
+def d3(options: D3Options | None = None, tail: Head | None = None, **settings: Any) -> Head:
+    """Return the D3 head in any of its forms, over the backbone's representation.
+
+    `tail` reads the generated layer of the text's form, and of no other; by default dense layers
+    that are the same for all rows. Settings are those of `D3Options`. Raises `ConfigError` for one
+    that there isn't, and for a tail that isn't read.
+    """
+    config = chosen(D3Options, options, settings)
+    if config.form == "text":
+        return d3_text(config, tail)
+    if tail is not None:
+        raise ConfigError(f"tail is given, which form {config.form} doesn't read; leave it out")
+    return d3_official(config) if config.form == "official" else d3_adaptive(config)
+
+
 def _d3(choice: HeadChoice) -> Head:
     options: D3Options = choice.options
     options = dataclasses.replace(options, width=options.width or choice.width)
-    return d3_official(options) if options.form == "official" else d3(options, choice.tail)
+    return d3(options, choice.tail if options.form == "text" else None)
 
 
 def _m2m_wg(choice: HeadChoice) -> Head:

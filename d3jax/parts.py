@@ -77,9 +77,9 @@ def refusal(schema: Schema, config: Config) -> str | None:
             f"m2m generates its layers by its own meta unit, which {head} does not replace; "
             "use --head own or --head d3"
         )
-    if head == "d3" and config.d3.form == "official" and _takes_generator(config):
+    if head == "d3" and config.d3.form != "text" and _takes_generator(config):
         return (
-            f"the official form of D3 is a head, and {backbone} takes none; "
+            f"the {config.d3.form} form of D3 is a head, and {backbone} takes none; "
             "use --form text, or the plain backbone"
         )
     if head == "pepnet_wg" and backbone == "pepnet":

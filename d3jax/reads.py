@@ -36,6 +36,7 @@ _GENERATED = Need(
     lambda c: c.model.backbone not in GATED, f"a --backbone other than {' and '.join(GATED)}"
 )
 _TEXT = Need(lambda c: c.d3.form == "text", "--form text")
+_PAPER = Need(lambda c: c.d3.form != "adaptive", "--form text or official")
 _ON_TOP = Need(lambda c: not generates_inside(c), "--m2m.d3-place head")
 _SHARED = Need(lambda c: c.d3.parts != "d1", "--parts d2 or d3")
 _TAIL = Need(lambda c: not keeps_forward(c), "--adi.no-keep-forward")
@@ -44,7 +45,10 @@ _BALANCE = Need(lambda c: c.has_balance, "--head d3 with --parts d3")
 _STARTED = Need(lambda c: c.balance.start_ratio < 1, "--start-ratio below 1")
 _COMPLEX = Need(lambda c: c.balance.complexity_scale > 0, "--complexity-scale above 0")
 
-_RESIDUAL = Need(lambda c: c.model.wide == "residual", "--wide residual")
+_OWN = Need(
+    lambda c: c.model.wide == "residual" or (c.model.head == "d3" and c.d3.form == "adaptive"),
+    "--wide residual or --form adaptive",
+)
 _COOLING = Need(lambda c: c.optimizer.schedule == "wsd", "--schedule wsd")
 
 _HEAD = (_GENERATED,)
@@ -62,16 +66,16 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "d3.rank": _TEXT_HEAD,
     "d3.precision": _TEXT_HEAD,
     "d3.head_layers": (*_HEAD, _ON_TOP, _TAIL),
-    "d3.gate_layers": (_SHARED,),
+    "d3.gate_layers": (_SHARED, _PAPER),
     "d3.attention_value": _TEXT_HEAD,
-    "d3.attention_scaled": _HEAD,
+    "d3.attention_scaled": (*_HEAD, _PAPER),
     "d3.gate_input": (*_TEXT_HEAD, _SHARED),
     "d3.kernel_fusion": (*_TEXT_HEAD, _SHARED),
     "d3.bias_fusion": (*_TEXT_HEAD, _SHARED),
     "d3.outer_activation": _TEXT_HEAD,
     "d3.layer_activation": (*_TEXT_HEAD, _ON_TOP),
     "d3.separate_bias": _TEXT_HEAD,
-    "d3.detach_generator": _HEAD,
+    "d3.detach_generator": (*_HEAD, _PAPER),
     "balance": (_BALANCE,),
     "balance.complexity_shift": _ATTENTION,
     "balance.complexity_scale": _ATTENTION,
@@ -84,7 +88,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "balance.minimum_std": _NORMALIZED,
     "balance.normalize": _WEIGHED,
     "optimizer.cooldown": (_COOLING,),
-    "optimizer.wide_decay": (_RESIDUAL,),
+    "optimizer.own_decay": (_OWN,),
 }
 """The needs of a section or of one of its settings; those of a part's are in its own file."""
 

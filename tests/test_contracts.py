@@ -71,6 +71,11 @@ def sensible() -> dict[str, Config]:
         configs[f"{name}-{wide}"] = dataclasses.replace(
             config, model=dataclasses.replace(config.model, wide=wide)
         )
+    for name in ("plain-d3-d1", "plain-d3-d2", "plain-d3-d3", "shared_bottom-d3-d3"):
+        config = configs[name]
+        configs[f"{name}-adaptive"] = dataclasses.replace(
+            config, d3=dataclasses.replace(config.d3, form="adaptive", head_layers=(4,))
+        )
     return {name: config for name, config in configs.items() if refusal(SCHEMA, config) is None}
 
 
@@ -82,9 +87,9 @@ QUICK = {
     if name.endswith("-own")
     or (name.endswith("-d3-d3") and not name.startswith(BEYOND_THE_PAPER))
     or name in ("shared_bottom-d3-d1", "shared_bottom-m2m_wg", "adi-pepnet_wg")
-    or name in ("plain-own-crosses", "shared_bottom-d3-d3-residual")
+    or name in ("plain-own-crosses", "shared_bottom-d3-d3-residual", "plain-d3-d3-adaptive")
 }
-QUICK_ON_DEVICES = {"adi-own", "star-d3-d3", "plain-own-crosses"}
+QUICK_ON_DEVICES = {"adi-own", "star-d3-d3", "plain-own-crosses", "plain-d3-d3-adaptive"}
 """Two compilations each, of programs for eight devices: both kinds of statistics, and D3."""
 
 

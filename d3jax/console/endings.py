@@ -93,15 +93,17 @@ def _report(error: BaseException, arguments: Sequence[str], console: Console) ->
     words = str(error).strip() or "without a word"
     about = f"d3jax {d3jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
     console.print(styled("unforeseen error:", "bold red"), f"{type(error).__name__}: {words}")
+    console.print(f"while running: {command}", highlight=False)
+    debug = wants_traceback(arguments)
     place, ours = _place(error)
-    console.print(f"while running: {command}{place}", highlight=False)
     if not ours:
-        shown = "" if wants_traceback(arguments) else "; --debug shows the way there"
-        console.print(f"that file is none of d3jax's{shown}", highlight=False)
+        more = "" if debug else "; --debug shows the way there"
+        console.print(f"it comes from {place}, which is none of d3jax's{more}", highlight=False)
         return
-    more = "" if wants_traceback(arguments) else ", and what the same command says with --debug,"
+    at = f", in {place}" if place else ""
+    more = "" if debug else ", and what the same command says with --debug,"
     console.print(
-        f"this is d3jax's fault; please report these lines{more} where you got d3jax ({about})",
+        f"this is d3jax's fault{at}; please report these lines{more} where you got d3jax ({about})",
         highlight=False,
     )
 
@@ -117,7 +119,7 @@ def _place(error: BaseException) -> tuple[str, bool]:
         ours = any(path.is_relative_to(_OURS / room) for room in _ROOMS)
         library = path.name.startswith("<") or any(map(path.is_relative_to, _LIBRARIES))
         if ours or not library:
-            return f" ({path.name}, line {frame.lineno}, in {frame.name})", ours
+            return f"{path.name}, line {frame.lineno} ({frame.name})", ours
     return "", True
 
 

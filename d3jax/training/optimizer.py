@@ -105,7 +105,7 @@ def build_optimizer(config: OptimizerConfig, model: Model, steps: int) -> Optimi
     rate = learning_rate(config, steps)
     table = _table_update(config, rate, model.declared.params.embedding.table.shape[0])
     own = jax.tree.map(lambda parameter: parameter.own_decay, model.declared.params.network)
-    network = adamw(rate, config.weight_decay, config.wide_decay, own)
+    network = adamw(rate, config.weight_decay, config.own_decay, own)
     return optimizer(network, table, config.clip_norm, config.average)
 
 

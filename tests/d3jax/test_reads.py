@@ -98,6 +98,7 @@ SPECIAL: list[dict[str, Any]] = [
     {"optimizer.embedding_update": "adagrad"},
     {"optimizer.schedule": "wsd"},
     *({"model.backbone": "plain", "model.head": "own", "model.wide": wide} for wide in WIDE),
+    {"model.backbone": "plain", "d3.form": "adaptive", "d3.head_layers": (4,)},
 ]
 CHOICES += SPECIAL
 
@@ -281,7 +282,7 @@ def test_a_setting_of_the_optimizer_that_is_read_changes_the_step(setting: str) 
     lazy = {"model.backbone": "plain", "model.head": "own"}
     asked = {
         "optimizer.cooldown": {"optimizer.schedule": "wsd"},
-        "optimizer.wide_decay": {"model.wide": "residual"},
+        "optimizer.own_decay": {"model.wide": "residual"},
     }.get(setting, {})
     config = configured(lazy | {"optimizer.embedding_update": "lazy_adamw"} | asked)
     assert lacking(config, setting) is None

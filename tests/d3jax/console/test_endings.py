@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from d3jax.cli import main
+from d3jax.console import endings
 from d3jax.console.endings import ending, without_debug
 from d3jax.console.exits import FAILED, PREEMPTED, UNFORESEEN
 from d3jax.console.terminal import Console
@@ -26,25 +27,40 @@ def told(error: BaseException, capsys: Captured, *arguments: str) -> tuple[int |
     return raised.value.code, capsys.readouterr().err
 
 
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This file counts as one of d3jax's."""
+    monkeypatch.setattr(endings, "_ROOMS", ("tests",))
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("odd [/b]"), KeyError("x"), RuntimeError(), MemoryError()]
 )
 def test_an_unforeseen_error_says_what_was_done_and_what_to_do(
-    error: Exception, capsys: Captured
+    error: Exception, capsys: Captured, ours: None
 ) -> None:
     code, said = told(error, capsys, "evaluate", "my run", "[/b]")
     assert code == UNFORESEEN
     assert f"unforeseen error: {type(error).__name__}: " in said
     assert "while running: d3jax evaluate 'my run' '[/b]'\n" in said
+    assert "this is d3jax's fault, in test_endings.py, line " in said
     assert "please report these lines, and what the same command says with --debug," in said
     assert "where you got d3jax (d3jax " in said
     assert "Traceback" not in said
     assert len(said.splitlines()) == 3
 
 
+def test_a_fault_of_somebodys_own_file_is_not_called_ours(capsys: Captured) -> None:
+    code, said = told(ValueError("odd"), capsys, "train", "data", "--backbone", "mine")
+    assert code == UNFORESEEN
+    assert "it comes from test_endings.py, line " in said
+    assert said.endswith("(told), which is none of d3jax's; --debug shows the way there\n")
+    assert "report" not in said
+
+
 @pytest.mark.parametrize("way", ["--debug", "1", "0"])
 def test_debug_shows_the_traceback(
-    way: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    way: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch, ours: None
 ) -> None:
     if way != "--debug":
         monkeypatch.setenv("D3JAX_DEBUG", way)

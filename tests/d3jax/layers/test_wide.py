@@ -197,7 +197,7 @@ def test_eight_devices_learn_what_one_learns(kind: str) -> None:
 
 def test_the_residual_has_a_decay_of_its_own() -> None:
     """Without a real row there is no gradient, and a step multiplies by 1 - rate·decay."""
-    config = config_of("residual", weight_decay=2.0, wide_decay=5.0, learning_rate=0.1)
+    config = config_of("residual", weight_decay=2.0, own_decay=5.0, learning_rate=0.1)
     mesh = make_mesh(jax.devices()[:1])
     with jax.numpy_dtype_promotion("standard"):
         trainer = build_trainer(SCHEMA, config, 4, mesh)
