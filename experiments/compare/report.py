@@ -180,10 +180,11 @@ def remarks(comparison: Comparison) -> dict[str, list[str]]:
 
 
 def write_csv(path: Path, comparison: Comparison) -> None:
-    """One line a method, group and metric, with all digits; the test's columns beside it."""
+    """One line a method, group and metric, with all digits; the test's columns beside it, and at
+    the end the figure of each seed, as in "0:0.7 1:0.8"."""
     fields = (
         "table,method,base,group,metric,seeds,mean,std,interval_low,interval_high,difference,"
-        "p,p_holm,paper,constant_logloss,weights,seconds_per_seed"
+        "p,p_holm,paper,constant_logloss,weights,seconds_per_seed,by_seed"
     )
     with path.open("w", encoding="utf-8", newline="") as file:
         write = csv_writer(file)
@@ -218,4 +219,5 @@ def _csv_row(
         comparison.constants[group] if metric == "logloss" else None,
         comparison.weights(method),
         round(sum(cell.seconds for cell in cells) / len(cells), 1),
+        " ".join(f"{seed}:{value!r}" for seed, value in one.by_seed.items()),
     ]

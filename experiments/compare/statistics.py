@@ -35,7 +35,8 @@ class Summary(NamedTuple):
     method: str
     group: str
     metric: MetricName
-    seeds: int
+    by_seed: dict[int, float]
+    """The figure of each seed in which it is defined."""
     mean: float | None
     std: float | None
     interval: tuple[float, float] | None = None
@@ -43,6 +44,11 @@ class Summary(NamedTuple):
     difference: float | None = None
     p: float | None = None
     p_holm: float | None = None
+
+    @property
+    def seeds(self) -> int:
+        """Return the number of seeds."""
+        return len(self.by_seed)
 
     @property
     def verdict(self) -> Literal["better", "worse", ""]:
@@ -123,7 +129,7 @@ def _summary(
         method=method,
         group=group,
         metric=metric,
-        seeds=len(mine),
+        by_seed=mine,
         mean=mean,
         std=std,
         interval=_mean_interval(ours, group) if metric == "auc" else None,

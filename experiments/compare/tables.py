@@ -196,11 +196,49 @@ def open_points(backbone: str = "adi") -> Table:
     return Table("open-points", title, (MLP, own, d3, *others))
 
 
+ADAPTIVE = (("d3.form", "adaptive"), ("d3.width", 128), ("d3.head_layers", [64]))
+"""The adaptive form of D3 with layers as wide as the plain network's."""
+
+
+def terms(backbone: str = BACKBONE) -> Table:
+    """A scenario's own terms, the adaptive form and what each of its parts adds, against a plain
+    network; and the backbones that it has to pass."""
+    wide = {
+        kind: replace(MLP, name=f"{MLP.name} + {kind}", base=MLP.name, settings=(_wide(kind),))
+        for kind in ("residual", "crosses")
+    }
+    adaptive = {
+        parts: Method(
+            f"Adaptive {parts.upper()}", "plain", "d3", parts, base=MLP.name, settings=ADAPTIVE
+        )
+        for parts in ("d1", "d2", "d3")
+    }
+    fused = [
+        replace(
+            adaptive["d2"],
+            name=f"{adaptive['d2'].name} + {kind}",
+            base=wide[kind].name,
+            settings=(*ADAPTIVE, _wide(kind)),
+        )
+        for kind in wide
+    ]
+    share = replace(MLP, name=f"{MLP.name}, weighed by share", base=MLP.name, adapter="share")
+    rivals = [replace(_own(name), base=MLP.name) for name in ("shared_bottom", "mmoe", "pepnet")]
+    text = _d3("shared_bottom", "d3", base=MLP.name)
+    methods = (MLP, *wide.values(), *adaptive.values(), *fused, share, *rivals, text)
+    return Table("terms", "A scenario's own terms, and the adaptive form of D3", methods)
+
+
+def _wide(kind: str) -> tuple[str, Any]:
+    return ("model.wide", kind)
+
+
 TABLES: dict[int | str, Callable[[str], Table]] = {
     1: lambda backbone: table1(),
     2: table2,
     3: table3,
     "open": open_points,
+    "terms": terms,
 }
 FIGURES: dict[int, Callable[[str], Table]] = {3: figure3, 4: figure4}
 
@@ -213,9 +251,13 @@ def find_table(
     Raises `ConfigError` unless exactly one is asked for, and for a base that isn't in it.
     """
     if (table is None) == (figure is None):
-        raise ConfigError("give --table 1, 2, 3 or open, or --figure 3 or 4, and one of them only")
-    if table == 1 and backbone != BACKBONE:
-        raise ConfigError(f"on is {backbone}, but table 1 has all backbones; leave --on out")
+        raise ConfigError(
+            "give --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them only"
+        )
+    if table in (1, "terms") and backbone != BACKBONE:
+        raise ConfigError(
+            f"on is {backbone}, but table {table} has its own backbones; leave --on out"
+        )
     found = TABLES[table](backbone) if table else FIGURES[figure or 0](backbone)
     if base is None:
         return found

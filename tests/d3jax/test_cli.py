@@ -186,7 +186,7 @@ def test_a_flag_that_does_nothing_is_refused_by_name_with_what_would_make_it_wor
     ("arguments", "message"),
     [
         ("search data --on star", "on is star, but there is no table; use --backbone instead"),
-        ("compare data --table 1 --on star", "on is star, but table 1 has all backbones; leave"),
+        ("compare data --table 1 --on star", "on is star, but table 1 has its own backbones; l"),
     ],
 )
 def test_the_backbone_of_a_table_is_refused_where_it_does_nothing(

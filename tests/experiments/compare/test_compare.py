@@ -421,7 +421,7 @@ def test_flags_reach_the_comparison() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give --table 1, 2, 3 or open, or --figure 3 or 4, and one of them only"),
+        ([], "give --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them only"),
         (["--table", "1", "--figure", "3"], "and one of them only"),
         (["--table", "1", "--base", "GBDT"], "base 'GBDT' is not in the table; it has MLP"),
         (["--table", "1", "--seeds", "0"], "seeds is 0; it must be between 1 and 1000"),

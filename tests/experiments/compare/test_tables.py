@@ -84,7 +84,9 @@ def test_a_base_of_ones_own() -> None:
 
 @pytest.mark.parametrize(("table", "figure"), [(None, None), (1, 3)])
 def test_exactly_one_is_asked_for(table: int | None, figure: int | None) -> None:
-    with pytest.raises(ConfigError, match="give --table 1, 2, 3 or open, or --figure 3 or 4"):
+    with pytest.raises(
+        ConfigError, match="give --table 1, 2, 3, open or terms, or --figure 3 or 4"
+    ):
         find_table(table, figure, "adi", None)
 
 
