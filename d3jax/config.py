@@ -23,7 +23,7 @@ TableLayout = Literal["auto", "replicated", "sharded"]
 ScheduleName = Literal["constant", "cosine", "wsd"]
 TableUpdateName = Literal["auto", "dense", "lazy_adamw", "adagrad"]
 OnNonFinite = Literal["stop", "skip"]
-Wide = Literal["none", "residual", "crosses"]
+Wide = Literal["none", "residual", "crosses", "auto"]
 Monitor = Literal["logloss", "auc", "macro_auc", "worst_auc"]
 
 
@@ -51,7 +51,8 @@ class ModelConfig:
     tower_layers: tuple[int, ...] = (32,)
     """Hidden widths of each scenario's tower."""
     wide: Wide = "none"
-    """Terms of a scenario alone: none; residual, linear in the embeddings; crosses, by value."""
+    """Terms of a scenario alone: none; residual, linear in the
+    embeddings; crosses, by value; auto, as the split allows."""
 
     def __post_init__(self) -> None:
         check_types(self)

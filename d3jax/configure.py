@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from d3jax.checks import as_path, is_a
-from d3jax.config import AdapterConfig, Config
+from d3jax.config import AdapterConfig, Config, Wide
+from d3jax.data.prepared import Prepared
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
 from d3jax.presets import PRESETS, read_preset
@@ -40,6 +41,27 @@ def configure(
     )
     refuse_idle(chosen, idle(chosen, before))
     return chosen
+
+
+def settled(config: Config, prepared: Prepared) -> Config:
+    """Return the configuration with what the data decide: the terms of a scenario alone, where
+    they are left to `auto`.
+
+    Values that the crosses learn age: they gain on rows drawn at random, and lose on later ones
+    (`experiments/results/README.md`). So they are for data whose test rows were drawn at random;
+    data that were split by time, or by their publisher, get none.
+    """
+    if config.model.wide != "auto":
+        return config
+    wide: Wide = "crosses" if is_split_at_random(prepared) else "none"
+    return config.changed(model=replace(config.model, wide=wide))
+
+
+def is_split_at_random(prepared: Prepared) -> bool:
+    """Return whether the test rows of prepared data were drawn at random."""
+    made_up = "source" in prepared.provenance and prepared.provenance["source"] == "synthetic"
+    method = str(prepared.provenance.get("split", {}).get("method", ""))
+    return made_up or method.startswith("md5 of ")
 
 
 def _start(preset: str, config: Config | Path | str | None) -> Config:

@@ -50,7 +50,7 @@ CONTENTS = {
     "synthetic": _DATA,
     "export": {*_DESCRIBED, "checksums.json", "program.stablehlo", "weights.npz"},
 }
-"""What d3jax puts into a directory of a kind that it replaces; the rest is somebody's."""
+"""The contents of a directory, by the kinds that d3jax replaces; the rest is somebody's."""
 
 
 def kind_of(directory: Path) -> str | None:

@@ -46,7 +46,7 @@ class Parameter:
     dtype: Any = jnp.float32
     spec: P = REPLICATED
     own_decay: bool = False
-    """Whether it decays by `OptimizerConfig.own_decay`, not as the network does."""
+    """True where it decays by `OptimizerConfig.own_decay`, not as the network does."""
 
 
 def declare_array(

@@ -13,6 +13,7 @@ import jax
 
 from d3jax.account import Remark, account, tell_account, weighed_from, weighing_plan
 from d3jax.config import Config, TrainConfig
+from d3jax.configure import settled
 from d3jax.console.report import evaluation_table
 from d3jax.console.signals import interrupts, stop_signals
 from d3jax.console.terminal import Console, styled
@@ -72,6 +73,7 @@ def start(
         made = data = synthetic_place(directory)
         in_first_process(lambda: make_synthetic(made, console))
     prepared = open_prepared(data)
+    config = settled(config, prepared)
     # Settings that contradict each other, or the devices, are refused before a run is made.
     check_config(prepared.schema, config)
     check_agreement(_identity(config, prepared))
@@ -123,6 +125,7 @@ def begin(
     directory is no run, and `ConfigError` for settings that contradict each other.
     """
     if arrays is None:
+        config = settled(config, prepared)
         check_config(prepared.schema, config)
     check_agreement({**_identity(config, prepared), "arrays": arrays})
     in_first_process(lambda: _begin(directory, config, prepared, arrays))

@@ -6,13 +6,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from d3jax.checks import within
 from d3jax.config import Config
+from d3jax.configure import settled
 from d3jax.console.signals import stop_signals
 from d3jax.console.terminal import BarColumn, Console, MofNCompleteColumn, Progress, Words
 from d3jax.data.prepared import Prepared, check_rows, open_prepared
@@ -97,8 +98,9 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
     prepared = open_prepared(data)
     check_rows(prepared)
     check_storable(plan.out)
+    plan = replace(plan, config=settled(plan.config, prepared))
     methods, notes = _trainable(plan, prepared)
-    cells = _cells(plan, methods)
+    cells = [cell._replace(config=settled(cell.config, prepared)) for cell in _cells(plan, methods)]
     claim(plan.out, "comparison")
     results: Results = {method.name: {} for method in methods}
     for cell in cells:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from d3jax.checks import within
 from d3jax.config import Config, completed, differences
+from d3jax.configure import settled
 from d3jax.console.signals import stop_signals
 from d3jax.console.terminal import Console, styled
 from d3jax.data.prepared import Prepared, check_rows, open_prepared
@@ -108,6 +109,7 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     prepared = open_prepared(data)
     check_rows(prepared)
+    plan = replace(plan, config=settled(plan.config, prepared))
     check_space(plan.space, plan.config)
     # Settings that contradict each other are refused before a trial is made.
     check_config(prepared.schema, plan.config)

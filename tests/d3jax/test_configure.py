@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from d3jax.batch import Field, Schema
 from d3jax.config import Config
-from d3jax.configure import configure
+from d3jax.configure import configure, settled
+from d3jax.data.prepared import Prepared
 from d3jax.errors import ConfigError
 from d3jax.presets import PRESETS
 
@@ -84,3 +86,26 @@ def test_a_configuration_or_its_file_stands_in_for_a_preset(tmp_path: Path) -> N
 def test_what_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configure(**given)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "wide"),
+    [
+        ({"split": {"method": "md5 of seed and key"}}, "crosses"),
+        ({"split": {"method": "md5 of seed and user"}}, "crosses"),
+        ({"split": {"method": "the latest rows by time"}}, "none"),
+        ({"split": {"method": "the latest rows by md5 of seed and key"}}, "none"),
+        ({"split": {"method": "test is a file of its own; what is not, by md5 of"}}, "none"),
+        ({"source": "synthetic", "split": {"test": 0.2}}, "crosses"),
+        ({}, "none"),
+    ],
+)
+def test_the_split_decides_what_is_left_to_the_data(
+    provenance: dict[str, Any], wide: str, tmp_path: Path
+) -> None:
+    prepared = Prepared(tmp_path, Schema((Field("user", 9),), ("home",)), provenance)
+    config = configure(wide="auto")
+    assert settled(config, prepared).model.wide == wide
+    for other in ("none", "residual", "crosses"):
+        chosen = configure(wide=other)
+        assert settled(chosen, prepared) == chosen
