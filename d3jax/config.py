@@ -51,8 +51,7 @@ class ModelConfig:
     tower_layers: tuple[int, ...] = (32,)
     """Hidden widths of each scenario's tower."""
     wide: Wide = "none"
-    """Terms of a scenario alone: none; residual, linear in the
-    embeddings; crosses, by value; auto, as the split allows."""
+    """A scenario's own terms: none, residual, crosses, auto."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -69,10 +68,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The weighing of scenarios by the loss, for models without D3's own balance."""
+    """The weighing of scenarios, without D3's own balance."""
 
     adapter: str = "none"
-    """none, dwa, dtp, gradnorm, uncertainty, share, or another."""
+    """none, dwa, dtp, gradnorm, uncertainty, share, others."""
     aggregation: Aggregation = "row"
     """row: mean over rows; scenario_sum: sum of means."""
 
@@ -107,8 +106,7 @@ class OptimizerConfig:
     embedding_decay: float = 1e-5
     """Decoupled weight decay of the embedding table."""
     own_decay: float = 0.1
-    """Decoupled weight decay of the residual, and of what is
-    a scenario's own in the adaptive form."""
+    """The same of the residual and of adaptive's own."""
     embedding_update: TableUpdateName = "auto"
     """dense; the batch's rows: lazy_adamw, adagrad; or auto."""
 

@@ -64,8 +64,7 @@ class D3Options:
     parts: Parts = "d3"
     """d1: division; d2: and modelling; d3: and balance."""
     form: D3Form = "text"
-    """text: the equations; official: the authors' code;
-    adaptive: factors of shared layers, by scenario and row."""
+    """text; official: the authors' code; or adaptive."""
     field_hidden: int = 64
     """Width H of each field's layer in the generator."""
     width: int = 0

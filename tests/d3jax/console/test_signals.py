@@ -123,7 +123,8 @@ def test_a_second_ctrl_c_ends_what_no_handler_interrupts() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_loop_that_trains_is_asked(number: int) -> None:
-    assert ended_by(TRAINING, number, argument="0") == (0, "saved\n")
+    heard = "stopping after this step, which saves the run; Ctrl-C once more ends it at once"
+    assert ended_by(TRAINING, number, argument="0") == (0, f"\n{heard}\nsaved\n")
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_loop_that_trains() -> None:

@@ -206,7 +206,7 @@ def test_neutral_weights_make_d3_equal_d2(schema, config, batch):
     model = build_model(schema, config)
     d2, _, _ = after_steps(model, unweighted(), 8, [batch] * 3)
     d3, _, _ = after_steps(model, weigh_rows(neutral, 0), 8, [batch] * 3)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, d2.params, d3.params)))
+    assert largest_difference(moments(d2), moments(d3)) < 1e-4
 
 
 def test_dropout_is_the_same_on_any_number_of_devices(schema, config, batch):

@@ -297,7 +297,11 @@ def test_parquet_becomes_strings(engine: ibis.BaseBackend, tmp_path: Path) -> No
     }
     write_table(tmp_path / "log.parquet", columns)
     raw = read_raw(engine, tmp_path / "log.parquet", tmp_path)
-    assert rows_of(raw) == [["7", "1", "nan", "p"], [None, None, None, "q"], ["9", "2.5", "x", "p"]]
+    assert rows_of(raw) == [
+        ["7", "1.0", "nan", "p"],
+        [None, None, None, "q"],
+        ["9", "2.5", "x", "p"],
+    ]
     assert list(places(raw, lambda row: row["kind"] == "p")) == [
         "file log.parquet, row 1",
         "file log.parquet, row 3",
