@@ -276,7 +276,16 @@ UPDATES = {
 }
 
 
-@pytest.mark.parametrize("name", [*ADAPTERS, *UPDATES])
+QUICK_TO_GO_ON = {"gradnorm", "dtp", "share", "wsd-lazy", "averaged-lazy", "adagrad"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in QUICK_TO_GO_ON else pytest.mark.slow)
+        for n in (*ADAPTERS, *UPDATES)
+    ],
+)
 def test_every_adapter_and_optimizer_goes_on_from_a_checkpoint_exactly(name, tmp_path):
     config = dataclasses.replace(
         SENSIBLE["shared_bottom-own"],

@@ -43,6 +43,7 @@ def alone(prepared: Path, small: list[str], tmp_path_factory: pytest.TempPathFac
     return out
 
 
+@pytest.mark.slow
 def test_a_seed_among_others_is_the_run_it_gives_alone(seeds: Path, alone: Path) -> None:
     ours, theirs = (load_best(open_run(run)) for run in (seeds / "seed-5", alone))
     assert ours.step == theirs.step
@@ -82,7 +83,9 @@ def bits_of(seeds: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("stop", [2, 10, 20])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(2, marks=pytest.mark.slow), 10, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_seeds_that_were_stopped_and_resumed_are_those_that_were_not(
     seeds: Path,
     prepared: Path,

@@ -173,7 +173,7 @@ def full() -> Iterator[None]:
         ["export", "RUN", "OUT"],
         ["inspect", "RUN", "--out", "OUT"],
         ["describe", "PREPARED", "--picture", "OUT.png"],
-        ["search", "PREPARED", "--out", "OUT.json", *QUICK, *SMALL],
+        ["search", "PREPARED", "--out", "OUT.json", "--embedding-dim", "4", "--head", "own"],
         [
             "compare",
             "PREPARED",

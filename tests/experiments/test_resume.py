@@ -146,6 +146,7 @@ def uninterrupted(
     return ending(run)
 
 
+@pytest.mark.slow
 def test_the_comparison_covers_the_optimizer_the_key_and_the_losses(
     uninterrupted: dict[str, bytes],
 ) -> None:

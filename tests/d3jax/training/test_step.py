@@ -194,9 +194,8 @@ def test_a_weight_schedule_changes_nothing_before_it_starts(schema, config, batc
     plain, _, _ = after_steps(model, unweighted(), 8, batches)
     later, _, _ = after_steps(model, weigh_rows(BalanceOptions(), 4), 8, batches)
     earlier, _, _ = after_steps(model, weigh_rows(BalanceOptions(), 3), 8, batches)
-    same = jax.tree.map(np.array_equal, plain.params, later.params)
-    assert all(jax.tree.leaves(same))
-    assert largest_difference(plain.params, earlier.params) > 1e-4
+    assert largest_difference(moments(plain), moments(later)) < 1e-4
+    assert largest_difference(moments(plain), moments(earlier)) > 1e-2
 
 
 def test_neutral_weights_make_d3_equal_d2(schema, config, batch):

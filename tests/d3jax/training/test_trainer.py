@@ -52,7 +52,14 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+QUICK = ("schedule", "noise")
+"""The others are of the same kind."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in OPTIMIZERS],
+)
 def test_any_optax_optimizer_is_checkpointed_and_goes_on_exactly(name, schema, model, tmp_path):
     ours = trainer(model, optimizer(OPTIMIZERS[name](), clip_norm=1.0, average=0.9), mesh=two())
     state = ours.init()

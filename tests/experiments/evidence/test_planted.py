@@ -74,6 +74,7 @@ def test_the_command_says_what_is_measured() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_study_writes_a_table_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
