@@ -203,13 +203,19 @@ ADAPTIVE = (("d3.form", "adaptive"), ("d3.width", 128), ("d3.head_layers", [64])
 def terms(backbone: str = BACKBONE) -> Table:
     """A scenario's own terms, the adaptive form and what each of its parts adds, against a plain
     network; and the backbones that it has to pass."""
+    mlp = replace(MLP, settings=(_wide("none"),))
     wide = {
         kind: replace(MLP, name=f"{MLP.name} + {kind}", base=MLP.name, settings=(_wide(kind),))
         for kind in ("residual", "crosses")
     }
     adaptive = {
         parts: Method(
-            f"Adaptive {parts.upper()}", "plain", "d3", parts, base=MLP.name, settings=ADAPTIVE
+            f"Adaptive {parts.upper()}",
+            "plain",
+            "d3",
+            parts,
+            base=MLP.name,
+            settings=(*ADAPTIVE, _wide("none")),
         )
         for parts in ("d1", "d2", "d3")
     }
@@ -222,10 +228,13 @@ def terms(backbone: str = BACKBONE) -> Table:
         )
         for kind in wide
     ]
-    share = replace(MLP, name=f"{MLP.name}, weighed by share", base=MLP.name, adapter="share")
-    rivals = [replace(_own(name), base=MLP.name) for name in ("shared_bottom", "mmoe", "pepnet")]
-    text = _d3("shared_bottom", "d3", base=MLP.name)
-    methods = (MLP, *wide.values(), *adaptive.values(), *fused, share, *rivals, text)
+    share = replace(mlp, name=f"{MLP.name}, weighed by share", base=MLP.name, adapter="share")
+    rivals = [
+        replace(_own(name), base=MLP.name, settings=mlp.settings)
+        for name in ("shared_bottom", "mmoe", "pepnet")
+    ]
+    text = replace(_d3("shared_bottom", "d3", base=MLP.name), settings=mlp.settings)
+    methods = (mlp, *wide.values(), *adaptive.values(), *fused, share, *rivals, text)
     return Table("terms", "A scenario's own terms, and the adaptive form of D3", methods)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from d3jax.adapters.d3 import BalanceOptions
@@ -20,7 +22,7 @@ SCHEMA = Schema(
 @pytest.mark.parametrize("build", [*TABLES.values(), *FIGURES.values()])
 def test_every_table_begins_with_the_mlp_and_can_be_built(build) -> None:
     table = build("adi")
-    assert table.methods[0] == MLP
+    assert replace(table.methods[0], settings=()) == MLP
     slugs = [method.slug for method in table.methods]
     assert len(set(slugs)) == len(slugs)
     for method in table.methods:
@@ -62,6 +64,17 @@ def test_each_open_point_is_d3_with_one_thing_changed() -> None:
         changed = differences(plain, method.configure(Config(), 3).to_json())
         assert {line.split(":")[0] for line in changed} == {name for name, _ in method.settings}
         assert len(changed) == (2 if "multiplied" in method.name else 1)
+
+
+def test_a_scenarios_own_terms_are_tested_against_what_lacks_them() -> None:
+    table = TABLES["terms"]("adi")
+    bases = {method.name: method.base for method in table.methods}
+    assert bases["MLP + crosses"] == bases["Adaptive D2"] == bases["MMoE"] == "MLP"
+    assert bases["Adaptive D2 + crosses"] == "MLP + crosses"
+    wide = {m.name: m.configure(Config(), 0).model.wide for m in table.methods}
+    assert {name for name, kind in wide.items() if kind != "none"} == {
+        name for name in wide if name.endswith(("residual", "crosses"))
+    }
 
 
 def test_figure_3_changes_the_start_alone() -> None:

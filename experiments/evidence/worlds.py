@@ -1,0 +1,145 @@
+"""What a scenario's own terms gain, over made-up worlds that differ in all but their rules.
+
+python -m experiments.evidence.worlds --out worlds
+
+In each world a plain MLP, the same with a residual and with crosses, and D3 without and with
+crosses are trained once. Differences of two methods are tested paired over worlds, so that their
+spread is that of worlds, rows and first weights together. The same command goes on where it was
+stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+
+from d3jax.config import Config
+from d3jax.console.safe_text import csv_writer, markdown_code
+from d3jax.console.terminal import Console
+from d3jax.data.synthetic import SyntheticConfig, synthetic, write
+from d3jax.evaluate import best_possible
+from d3jax.owned import claim
+from d3jax.presets import PRESETS
+from experiments.compare.compare import Plan, compare
+from experiments.compare.markdown import markdown_table
+from experiments.compare.report import Comparison
+from experiments.compare.statistics import paired_p
+from experiments.compare.tables import Table, terms
+
+
+@dataclass(frozen=True)
+class Study:
+    """The worlds, and where they are kept."""
+
+    worlds: tuple[int, ...] = (201, 202, 203, 204, 205)
+    """The seeds of the worlds."""
+    rows: int = 400_000
+    out: Path = Path("worlds")
+    """The folder of data, runs and table."""
+    settings: tyro.conf.Suppress[Config] = field(default_factory=lambda: PRESETS["synthetic"])
+
+
+class Outcome(NamedTuple):
+    """A method's AUC and logloss in a world, in one group of rows, and the best possible AUC."""
+
+    world: int
+    method: str
+    group: str
+    auc: float
+    logloss: float
+    constant_logloss: float
+    best: float
+
+
+def methods() -> Table:
+    """The MLP without and with each of the terms, and D3 without and with crosses."""
+    by_name = {method.name: method for method in terms().methods}
+    own = [by_name[name] for name in ("MLP", "MLP + residual", "MLP + crosses")]
+    d3 = by_name["Shared-Bottom + D3"]
+    crosses = (("model.wide", "crosses"),)
+    with_crosses = replace(d3, name=f"{d3.name} + crosses", base=d3.name, settings=crosses)
+    return Table("worlds", "A scenario's own terms", (*own, d3, with_crosses))
+
+
+def outcomes(world: int, comparison: Comparison) -> list[Outcome]:
+    """Return the outcome of every method in every group of rows."""
+    best = best_possible(comparison.prepared, "test")
+    assert best is not None
+    found = []
+    for method in comparison.methods:
+        [cell] = comparison.results[method].values()
+        for group, metrics in cell.evaluation.groups.items():
+            loglosses = (metrics.logloss, metrics.constant_logloss)
+            numbers = (metrics.auc, *loglosses, best.groups[group].auc)
+            found.append(Outcome(world, method, group, *(float(n or np.nan) for n in numbers)))
+    return found
+
+
+def markdown(found: Sequence[Outcome], table: Table, command: str) -> str:
+    """Mean and spread of AUC over worlds, and each method's difference from its base."""
+    by = {(one.world, one.method, one.group): one.auc for one in found}
+    worlds = list(dict.fromkeys(one.world for one in found))
+    groups = list(dict.fromkeys(one.group for one in found))
+    lines = []
+    for method in table.methods:
+        line = [method.name]
+        for group in groups:
+            ours = np.array([by[world, method.name, group] for world in worlds])
+            text = f"{ours.mean():.4f} ± {ours.std(ddof=1):.4f}"
+            if method.base is not None:
+                base = np.array([by[world, method.base, group] for world in worlds])
+                p = paired_p(ours.tolist(), base.tolist())
+                text += f" ({(ours - base).mean():+.4f}" + (f", p {p:.2g})" if p else ")")
+            line.append(text)
+        lines.append(line)
+    best = {(one.world, one.group): one.best for one in found}
+    possible = [f"{np.mean([best[world, group] for world in worlds]):.4f}" for group in groups]
+    lines.append(["best possible", *possible])
+    parts = [
+        "# A scenario's own terms, over worlds",
+        "",
+        markdown_code(command),
+        "",
+        "AUC on test rows, mean ± standard deviation over worlds; in brackets the difference from "
+        "the method without, and the p-value of a paired t-test over worlds, uncorrected.",
+        "",
+        *markdown_table(["method", *groups], lines, 1),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def write_table(path: Path, found: Sequence[Outcome]) -> None:
+    """One line an outcome, with all digits."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        write_row = csv_writer(file)
+        write_row(Outcome._fields)
+        for one in found:
+            write_row(one)
+
+
+def main(study: Study) -> None:
+    """Makes the worlds, trains what isn't trained yet, and writes worlds.md and worlds.csv."""
+    console = Console(stderr=True)
+    table, found = methods(), list[Outcome]()
+    for world in study.worlds:
+        folder = study.out / str(world)
+        console.rule(f"world {world}")
+        if not (folder / "data").is_dir():
+            claim(folder, "comparison")
+            write(synthetic(SyntheticConfig(study.rows, seed=world)), folder / "data")
+        plan = Plan(table, study.settings, 1, folder)
+        found += outcomes(world, compare(folder / "data", plan, console))
+    write_table(study.out / "worlds.csv", found)
+    worlds = " ".join(map(str, study.worlds))
+    command = f"python -m experiments.evidence.worlds --worlds {worlds} --rows {study.rows}"
+    (study.out / "worlds.md").write_text(markdown(found, table, command), encoding="utf-8")
+    console.print(f"worlds.md and worlds.csv are in {study.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study))
