@@ -8,7 +8,9 @@ and scenarios compare spellings, so a value has one id, whatever file or type it
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -32,6 +34,11 @@ _SPELT = r"^(?:0|-?(?:[1-9][0-9]*|(?:0|[1-9][0-9]*)\.[0-9]*[1-9]))$"
 _WHOLE = r"^(-?[1-9][0-9]*|0)\.0*$"
 _BOOLEAN = r"^[ \t]*(?i:true|false)[ \t]*$"
 _MISSING = r"^[ \t]*(?i:nan|null|none|na|n/a|<na>)?[ \t]*$"
+# A moment as ISO 8601, and tables in CSV, write it.
+_MOMENT = (
+    r"^([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,9})?"
+    r"(Z|[+-][0-9]{2}:?[0-9]{2})?$"
+)
 _UNITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
 _DIGITS = 12
@@ -170,10 +177,10 @@ def spell(texts: pa.StringArray, kind: Kind) -> pa.StringArray:
     Numbers lose blanks around them, plus signs, exponents and zeros that say nothing, and keep
     every digit; true and false count as 1 and 0 among numbers, and these as true and false among
     booleans. A text that does not fit the kind stays as it is, and so does every text of a text
-    field. Spelling twice changes nothing.
+    field but a moment, which is spelt as `text_of` spells one. Spelling twice changes nothing.
     """
     if kind == "text":
-        return pc.if_else(pc.equal(texts, ""), None, texts)
+        return _spell_moments(pc.if_else(pc.equal(texts, ""), None, texts))
     spelt = pc.if_else(_is_missing(texts), None, texts)
     truths = pc.match_substring_regex(spelt, _BOOLEAN)
     numbers = pc.match_substring_regex(spelt, _ID)
@@ -190,6 +197,32 @@ def spell(texts: pa.StringArray, kind: Kind) -> pa.StringArray:
         else:
             spelt = plain
     return spelt
+
+
+def _spell_moments(texts: pa.StringArray) -> pa.StringArray:
+    """2024-01-01T00:00:00.000 is 2024-01-01, and a moment with a zone is in UTC."""
+    found = pc.fill_null(pc.match_substring_regex(texts, _MOMENT), False)
+    if not pc.any(found).as_py():
+        return texts
+    coded = texts.filter(found).dictionary_encode()
+    spelt = pa.array([_moment(text) for text in coded.dictionary.to_pylist()], pa.string())
+    return pc.replace_with_mask(texts, found, spelt.take(coded.indices))
+
+
+def _moment(text: str) -> str:
+    """The moment in UTC where it has a zone, a date alone where it is midnight without one; a text
+    that is none, such as the 31st of June, stays as it is."""
+    written = re.match(_MOMENT, text)
+    assert written is not None
+    date, time, fraction, zone = written.groups()
+    fraction = (fraction or "").rstrip("0").rstrip(".")
+    try:
+        moment = datetime.datetime.fromisoformat(f"{date} {time}{zone or ''}")
+        if zone is not None:
+            return f"{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S}{fraction}+00:00"
+    except (ValueError, OverflowError):
+        return text
+    return date if time == "00:00:00" and not fraction else f"{date} {time}{fraction}"
 
 
 def _is_missing(texts: pa.StringArray) -> pa.BooleanArray:

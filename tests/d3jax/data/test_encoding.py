@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -86,6 +87,47 @@ def test_spelling_is_total_and_happens_once(values: list[str | None], kind: Any)
     assert len(once) == len(values)
     assert "" not in once.to_pylist()
     assert spell(once, kind).equals(once)
+
+
+ZONES = st.sampled_from(["UTC", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns"])
+MOMENTS = st.datetimes(datetime.datetime(1700, 1, 1), datetime.datetime(2200, 1, 1))
+UNITS = st.sampled_from(["s", "ms", "us", "ns"])
+
+
+@given(st.lists(MOMENTS | st.just(datetime.datetime(2024, 1, 1)), min_size=1), UNITS)
+def test_a_moment_is_one_value_whatever_it_comes_as(moments: list[Any], unit: str) -> None:
+    frame = pd.DataFrame({"x": pd.Series(moments, dtype=f"datetime64[{unit}]")})
+    typed = spell(text_of(pa.array(frame["x"]), "x", "y"), "text").to_pylist()
+    written = frame.to_csv(index=False).splitlines()[1:]
+    iso = [moment.isoformat() for moment in frame["x"]]
+    for texts in (written, [str(moment) for moment in frame["x"]], iso):
+        assert spell(pa.array(texts), "text").to_pylist() == typed
+
+
+@given(
+    st.lists(
+        st.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(2200, 1, 1)), min_size=1
+    ),
+    ZONES,
+)
+def test_a_moment_with_a_zone_is_one_value_in_every_zone(moments: list[Any], zone: str) -> None:
+    utc = pd.Series(moments, dtype="datetime64[us]").dt.tz_localize("UTC")
+    typed = [
+        spell(text_of(pa.array(series), "x", "y"), "text").to_pylist()
+        for series in (utc, utc.dt.tz_convert(zone))
+    ]
+    assert typed[0] == typed[1]
+    for series in (utc, utc.dt.tz_convert("Asia/Kolkata").dt.floor("s")):
+        written = pd.DataFrame({"x": series}).to_csv(index=False).splitlines()[1:]
+        expected = spell(text_of(pa.array(series), "x", "y"), "text").to_pylist()
+        assert spell(pa.array(written), "text").to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["2024-06-31 00:00:00", "2024-01-01 25:00:00", "2024-01-01 00:00", "24-01-01 00:00:00"]
+)
+def test_what_is_no_moment_stays_as_it_is(text: str) -> None:
+    assert spell(pa.array([text]), "text").to_pylist() == [text]
 
 
 @given(st.lists(TEXTS.filter(bool)))
