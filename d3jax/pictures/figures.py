@@ -23,7 +23,8 @@ def attention_heat_map(
     """Draws which fields a scenario's rows attend to (Figure 4 of the D3 paper).
 
     `attention` is what each field receives on average, as a multiple of an even share; `marked`
-    [S N] outlines cells, such as those of planted domain-sensitive fields.
+    [S N] outlines cells, such as those of planted domain-sensitive fields. The title says where
+    all cells are 1.00.
     """
     ratio = attention * len(fields)
     spread = max(0.05, float(np.nanmax(np.abs(ratio - 1.0))))
@@ -33,7 +34,9 @@ def attention_heat_map(
     axes.set_xticks(range(len(fields)), list(for_picture(fields).values()), rotation=35, ha="right")
     axes.set_yticks(range(len(scenarios)), list(for_picture(scenarios).values()))
     axes.set_ylabel("scenario")
-    axes.set_title("Attention that each field receives (1 = an even share)", fontsize=10)
+    even = np.nanmax(np.abs(ratio - 1.0)) < 0.005
+    title = "even: every cell is 1.00, so that it selects nothing" if even else "1 = an even share"
+    axes.set_title(f"Attention that each field receives ({title})", fontsize=10)
     for (row, column), value in np.ndenumerate(ratio):
         strong = abs(value - 1) > 0.6 * spread
         axes.text(

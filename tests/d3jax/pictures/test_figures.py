@@ -55,6 +55,17 @@ def test_cells_are_multiples_of_an_even_share(
     assert size(tmp_path / "b.png")[1] > height
 
 
+@pytest.mark.parametrize(("off", "said"), [(0.0, True), (0.0014, True), (0.002, False)])
+def test_an_even_attention_is_said_in_the_title(
+    off: float, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, title, **style: titles.append(title))
+    attention = np.full((2, 3), 1 / 3) + off * np.array([[1, -1, 0], [0, 0, 0]])
+    attention_heat_map(tmp_path / "a.png", attention, ["home", "slot"], FIELDS)
+    assert ("it selects nothing" in titles[0]) == said
+
+
 def test_only_marked_cells_are_outlined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outlined: list[tuple[float, float]] = []
     monkeypatch.setattr(Axes, "add_patch", lambda self, patch: outlined.append(patch.get_xy()))
