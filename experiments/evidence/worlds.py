@@ -1,4 +1,4 @@
-"""What a scenario's own terms gain, over made-up worlds that differ in all but their rules.
+"""The gain of a scenario's own terms, over made-up worlds that differ in all but their rules.
 
 python -m experiments.evidence.worlds --out worlds
 

@@ -51,10 +51,10 @@ def test_weights_are_complexity_times_specificity_within_a_batch(
 ) -> None:
     run = open_run(trained)
     loaded = load_best(run)
-    params = jax.tree.map(np.asarray, loaded.state.params)
-    params = jax.tree.map(jax.numpy.asarray, params)
+    kept = jax.device_get((loaded.state.params, loaded.state.model_state))
+    params, state = jax.tree.map(jax.numpy.asarray, kept)
     first = next(iter(evaluation_batches(open_prepared(prepared).rows("test"), batch_size=256)))
-    output, _ = build_model(run.schema, run.config).apply(params, (), first, EVALUATION)
+    output, _ = build_model(run.schema, run.config).apply(params, state, first, EVALUATION)
     logits = np.asarray(output.attention, np.float64)
     share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     entropy = -(share * np.log(share)).sum(-1).mean(-1)
