@@ -240,9 +240,14 @@ def silent_values(config: Config, setting: str) -> list[Any]:
             same = program(changed) == program(config)
         except ConfigError:
             continue
-        if same:
+        if same and not _never_weighs(config, changed):
             silent.append(value)
     return silent
+
+
+def _never_weighs(config: Config, changed: Config) -> bool:
+    """D3 that never weighs a row is D2."""
+    return config.balance.start_ratio == 1 and {config.d3.parts, changed.d3.parts} == {"d2", "d3"}
 
 
 def readers(setting: str) -> list[str]:
