@@ -23,6 +23,7 @@ comes long before its end never gets to see it."""
 
 DECAYS = 1e-6, 1.0
 RATES = 2e-4, 1e-2
+DROPOUTS = 0.0, 0.6
 FIELD_HIDDEN = (4, 8, 16, 32)
 D3_WIDTHS = (16, 32, 64)
 RANKS = (0, 4, 16)
@@ -61,7 +62,7 @@ def wide(trial: optuna.trial.BaseTrial, config: Config) -> Config:
     layers = trial.suggest_categorical("bottom_layers", WIDTHS)
     model = replace(
         config.model,
-        embedding_dropout=round(trial.suggest_float("embedding_dropout", 0.0, 0.6, step=0.05), 2),
+        embedding_dropout=round(trial.suggest_float("embedding_dropout", *DROPOUTS, step=0.05), 2),
         bottom_layers=tuple(int(width) for width in layers.split("-")),
     )
     train = replace(config.train, epochs=trial.suggest_categorical("epochs", EPOCHS))
@@ -83,7 +84,7 @@ def wide_start(config: Config) -> dict[str, Any]:
         "learning_rate": _within(config.optimizer.learning_rate, *RATES),
         "weight_decay": _within(config.optimizer.weight_decay, *DECAYS),
         "embedding_decay": _within(config.optimizer.embedding_decay, *DECAYS),
-        "embedding_dropout": min(round(config.model.embedding_dropout / 0.05) * 0.05, 0.6),
+        "embedding_dropout": min(_twentieth(config.model.embedding_dropout), DROPOUTS[1]),
         **_listed("bottom_layers", layers, WIDTHS),
         **_listed("epochs", config.train.epochs, EPOCHS),
     }
@@ -103,7 +104,7 @@ _DRAWN: dict[str, tuple[str, Any]] = {
     "learning_rate": ("optimizer.learning_rate", RATES),
     "weight_decay": ("optimizer.weight_decay", DECAYS),
     "embedding_decay": ("optimizer.embedding_decay", DECAYS),
-    "embedding_dropout": ("model.embedding_dropout", (0.0, 0.6)),
+    "embedding_dropout": ("model.embedding_dropout", DROPOUTS),
     "bottom_layers": ("model.bottom_layers", WIDTHS),
     "epochs": ("train.epochs", EPOCHS),
     "field_hidden": ("d3.field_hidden", FIELD_HIDDEN),
@@ -123,7 +124,7 @@ def check_drawn(space: str, config: Config, before: Config) -> None:
         plain = "-".join(map(str, value)) if isinstance(value, tuple) else value
         if value == get(before, setting) or start.get(name) == plain:
             continue
-        joined = " to " if drawn in (RATES, DECAYS, (0.0, 0.6)) else ", "
+        joined = " to " if drawn in (RATES, DECAYS, DROPOUTS) else ", "
         choices = joined.join(map(str, drawn))
         raise ConfigError(
             f"--{flag_of(setting)} ({setting}) is {plain}, but the search draws it itself, of "
@@ -152,6 +153,11 @@ def _wide_d3(trial: optuna.trial.BaseTrial, config: Config) -> Config:
         start = trial.suggest_categorical("start_ratio", START_RATIOS)
         balance = replace(balance, start_ratio=start)
     return config.changed(d3=d3, balance=balance)
+
+
+def _twentieth(value: float) -> float:
+    """The nearest multiple of .05, as the number that is written so."""
+    return round(0.05 * round(value / 0.05), 2)
 
 
 def _within(value: float, low: float, high: float) -> float:

@@ -28,7 +28,7 @@ from experiments.compare.tables import MLP, Method, Table
 from experiments.search import search as searching
 from experiments.search.preset_file import settings_of
 from experiments.search.search import Search, finalists, search, search_table, train_on_validation
-from experiments.search.spaces import SPACES, check_space, paper, wide
+from experiments.search.spaces import SPACES, check_drawn, check_space, paper, wide
 from experiments.search.study_file import opened_storage
 from tests.flags import said
 
@@ -485,3 +485,38 @@ def test_a_folder_is_no_preset_file(prepared: Path, tmp_path: Path) -> None:
     folder = replace(plan(tmp_path, trials=1), out=tmp_path)
     with pytest.raises(ConfigError, match=r"is a folder; name the preset file to write by --out"):
         search(prepared, folder, QUIET)
+
+
+@pytest.mark.parametrize("dropout", [round(0.05 * n, 2) for n in range(13)])
+def test_what_the_search_can_draw_may_be_given(dropout: float) -> None:
+    before = Config()
+    config = replace(
+        before,
+        model=ModelConfig(embedding_dropout=dropout, bottom_layers=(256, 128)),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        train=TrainConfig(epochs=4),
+    )
+    check_drawn("wide", config, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train": TrainConfig(epochs=1)},
+            r"^--epochs \(train.epochs\) is 1, but the search draws it itself, of 2, 3",
+        ),
+        (
+            {"model": ModelConfig(bottom_layers=(8, 6))},
+            r"^--bottom-layers \(model.bottom_layers\) is 8-6, but the search draws it itse",
+        ),
+        (
+            {"optimizer": OptimizerConfig(learning_rate=0.5)},
+            r"is 0.5, but the search draws it itself, of 0.0002 to 0.01; leave it out$",
+        ),
+    ],
+)
+def test_what_the_search_draws_otherwise_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_drawn("wide", Config(**changes), Config())
+    check_drawn("paper", Config(**changes), Config())
