@@ -12,6 +12,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from d3jax.disk import DRAFT, writing
@@ -48,6 +49,7 @@ CONTENTS = {
     "run": _RUN,
     "prepared": _DATA,
     "synthetic": _DATA,
+    "seeds": {"seed-*", "summary.json"},
     "export": {*_DESCRIBED, "checksums.json", "program.stablehlo", "weights.npz"},
 }
 """The contents of a directory, by the kinds that d3jax replaces; the rest is somebody's."""
@@ -231,9 +233,9 @@ def _foreign(directory: Path, kind: str) -> str | None:
     """Return the name of something in a directory of a kind that d3jax doesn't put there."""
     if kind not in CONTENTS:
         return None
-    known = {*CONTENTS[kind], MARKER, LOCK}
+    known = {*CONTENTS[kind], MARKER, LOCK, f"{DRAFT}*"}
     names = sorted(path.name for path in directory.iterdir())
-    return next((n for n in names if n not in known and not n.startswith(DRAFT)), None)
+    return next((n for n in names if not any(fnmatchcase(n, each) for each in known)), None)
 
 
 def _is_empty(directory: Path) -> bool:

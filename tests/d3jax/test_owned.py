@@ -174,7 +174,7 @@ def test_a_kind_replaces_its_like_and_no_other(tmp_path: Path, found: str, made:
         assert contents(tmp_path) == {"out/text": b"old"}
 
 
-@pytest.mark.parametrize("kind", ["run", "prepared", "synthetic", "export"])
+@pytest.mark.parametrize("kind", ["run", "seeds", "prepared", "synthetic", "export"])
 @pytest.mark.parametrize("foreign", ["mine/notes.txt", ".notes", "sub/.d3jax"])
 def test_what_holds_something_of_somebodys_is_not_replaced(
     tmp_path: Path, kind: str, foreign: str
