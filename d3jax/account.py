@@ -87,9 +87,8 @@ def _epoch(step: int, steps_per_epoch: int) -> str:
 def _attention(attention: np.ndarray | None, fields: Sequence[str]) -> Iterator[str]:
     if attention is None or attention.shape[1] < 2:
         return
-    far = evenness(attention)
-    most = int(np.nanmean(attention, axis=0).argmax())
-    share = float(np.nanmean(attention, axis=0)[most])
+    far, received = evenness(attention), np.nanmean(attention, axis=0)
+    most = int(received.argmax())
     if far < EVEN:
         yield (
             f"attention is even: {far:.2g} from it, where 1 is a single field; it selects nothing"
@@ -97,7 +96,7 @@ def _attention(attention: np.ndarray | None, fields: Sequence[str]) -> Iterator[
     else:
         yield (
             f"attention is {far:.2f} from even, where 1 is a single field; most of it, "
-            f"{share:.0%}, goes to {fields[most]}"
+            f"{received[most]:.0%}, goes to {fields[most]}"
         )
 
 

@@ -23,13 +23,12 @@ from jaxtyping import Array, Float, Int
 from d3jax.base import Declared, Head, Inputs, Mode, Output, Sizes
 from d3jax.generation import HiddenParams, declare_hidden, feature_hidden
 from d3jax.heads import D3Options
-from d3jax.layers.dense import Dense, declare_dense, dense
+from d3jax.layers.dense import Dense, declare_dense, dense, sum_rows
+from d3jax.layers.normalization import renewed
 from d3jax.parameters import Tree, declare_array, normal, ones
 
 SPREAD = 0.3
 """Standard deviation of the first queries and keys."""
-MOMENTUM = 0.9
-"""The share of a field's running mean square that outlives a step."""
 TINY = 1e-12
 """Added to a mean square before its root is taken."""
 
@@ -126,10 +125,10 @@ def scaled(
     new running mean; of the batch's real rows in training, the running one in evaluation."""
     x, used = lax.stop_gradient(inputs.x), mean_square
     if mode.train:
-        rows = mode.total(inputs.mask.astype(x.dtype).sum())
-        squares = jnp.where(inputs.mask[:, None], jnp.square(x).mean(-1), 0.0).sum(0)
-        used = jnp.where(rows > 0, mode.total(squares) / jnp.maximum(rows, 1), mean_square)
-        mean_square = MOMENTUM * mean_square + (1 - MOMENTUM) * used
+        real = inputs.mask.astype(x.dtype)
+        rows, squares = mode.total(real.sum()), mode.total(sum_rows(real, jnp.square(x).mean(-1)))
+        used = jnp.where(rows > 0, squares / jnp.maximum(rows, 1), mean_square)
+        mean_square = renewed(mean_square, used)
     return x * lax.rsqrt(used + TINY)[None, :, None], mean_square
 
 

@@ -68,7 +68,23 @@ def pool(
     """x: one vector a field, the mean over the used slots of a multi-valued one."""
     if schema.num_slots == schema.num_fields:
         return rows
-    owner = np.eye(schema.num_fields, dtype=np.float32)[schema.slot_field]
-    used = (ids != EMPTY).astype(rows.dtype)
-    total = jnp.einsum("bkd,kn->bnd", rows, owner)
-    return total / jnp.maximum(used @ owner, 1.0)[..., None]
+    total = jnp.einsum("bkd,kn->bnd", rows, _owner(schema))
+    return total / _values(schema, (ids != EMPTY).astype(rows.dtype))[..., None]
+
+
+def slot_shares(schema: Schema, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
+    """Return the share of each slot in `pool`'s mean: 1 over the used slots of its field."""
+    if schema.num_slots == schema.num_fields:
+        return jnp.ones(ids.shape)
+    used = (ids != EMPTY).astype(jnp.float32)
+    return used / _values(schema, used)[:, schema.slot_field]
+
+
+def _owner(schema: Schema) -> Float[np.ndarray, "K N"]:
+    """1 where a slot is the field's."""
+    return np.eye(schema.num_fields, dtype=np.float32)[schema.slot_field]
+
+
+def _values(schema: Schema, used: Float[Array, "B K"]) -> Float[Array, "B N"]:
+    """The number of used slots of each field, at least 1."""
+    return jnp.maximum(used @ _owner(schema), 1.0)

@@ -25,7 +25,7 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
         config.embedding_dim,
         config.embedding_init,
         config.embedding_scale,
-        SHARDED if _is_sharded(schema, config) else REPLICATED,
+        SHARDED if shards_table(schema, config) else REPLICATED,
     )
 
     def forward(
@@ -40,7 +40,7 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
     return with_crosses(model) if config.wide == "crosses" else model
 
 
-def _is_sharded(schema: Schema, config: ModelConfig) -> bool:
+def shards_table(schema: Schema, config: ModelConfig) -> bool:
     """Return whether the table's rows lie over all devices; a small one costs less whole."""
     if config.table_layout == "auto":
         return schema.num_rows >= LARGE_TABLE

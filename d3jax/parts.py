@@ -14,13 +14,13 @@ from d3jax.choice import AdapterChoice, BackboneChoice, HeadChoice
 from d3jax.config import Config
 from d3jax.errors import ConfigError
 from d3jax.layers.prior_gates import prior_fields
-from d3jax.models import assemble
+from d3jax.models import assemble, shards_table
 from d3jax.needs import GATED, generates_inside
 from d3jax.registry import ADAPTERS, BACKBONES, HEADS
 from d3jax.training.loop import check_monitor, total_steps
 from d3jax.training.optimizer import build_optimizer
 from d3jax.training.sharding import check_batch_size, make_mesh
-from d3jax.training.step import StepOptions, is_sharded
+from d3jax.training.step import StepOptions
 from d3jax.training.trainer import Parts, Trainer, build
 
 
@@ -153,7 +153,7 @@ def is_faster_side_by_side(schema: Schema, config: Config) -> bool:
     """
     if jax.default_backend() == "cpu":
         return False
-    return jax.device_count() == 1 or not is_sharded(build_model(schema, config))
+    return jax.device_count() == 1 or not shards_table(schema, config.model)
 
 
 def check_config(schema: Schema, config: Config) -> None:

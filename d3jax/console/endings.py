@@ -108,16 +108,14 @@ def _report(error: BaseException, arguments: Sequence[str], console: Console) ->
     )
 
 
-_OURS = Path(d3jax.__file__).resolve().parent.parent
-_LIBRARIES = tuple(Path(path).resolve() for path in sysconfig.get_paths().values())
-
-
 def _place(error: BaseException) -> tuple[str, bool]:
     """Return in words the last line that is no library's, and whether it is one of ours."""
+    root = Path(d3jax.__file__).resolve().parent.parent
+    libraries = [Path(path).resolve() for path in sysconfig.get_paths().values()]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename).resolve()
-        ours = any(path.is_relative_to(_OURS / room) for room in _ROOMS)
-        library = path.name.startswith("<") or any(map(path.is_relative_to, _LIBRARIES))
+        ours = any(path.is_relative_to(root / room) for room in _ROOMS)
+        library = path.name.startswith("<") or any(map(path.is_relative_to, libraries))
         if ours or not library:
             return f"{path.name}, line {frame.lineno} ({frame.name})", ours
     return "", True

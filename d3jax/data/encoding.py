@@ -95,7 +95,7 @@ def _text_of_floats(column: pa.Array) -> pa.StringArray:
     """The shortest digits that make the float again: 12 is 12.0, and so is -0 like 0."""
     values = column.to_numpy(zero_copy_only=False)
     missing, size = np.isnan(values), np.abs(values).astype(np.float64)
-    whole = (values == np.floor(values)) & (size < 1e16) & (size > 0) | (values == 0)
+    whole = (values == np.floor(values)) & (size < 1e16)
     digits = pa.array(np.where(whole, values, values.dtype.type(0)).astype(np.int64)).cast(
         pa.string()
     )

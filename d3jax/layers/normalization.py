@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from d3jax.base import Declared, Mode
 from d3jax.layers.dense import for_rows, sum_rows
 from d3jax.layers.grouping import Groups, collect, group_rows, present, spread
-from d3jax.parameters import declare_array, ones, zeros
+from d3jax.parameters import Tree, declare_array, ones, zeros
 
 MOMENTUM = 0.9
 """The share of a running moment that outlives a step."""
@@ -129,7 +129,7 @@ def batch_moments(
     return _where(rows >= 2, Moments(mean, variance), moments)
 
 
-def renewed(moments: Moments, used: Moments) -> Moments:
+def renewed(moments: Tree, used: Tree) -> Tree:
     """The running moments, a step further towards those of the batch.
 
     In this form moments that were used as they are stay so to the last bit.

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, Output, Sizes
 from d3jax.batch import EMPTY, Batch, Schema
-from d3jax.embedding import padded_rows, table_rows
+from d3jax.embedding import padded_rows, slot_shares, table_rows
 from d3jax.parameters import Tree, declare_array
 from d3jax.training.table.rows import sums_of
 
@@ -152,12 +151,3 @@ def _mixed(scenario: Int[Array, "B 1"], rows: Int[Array, "B K"]) -> Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
     return mixed ^ (mixed >> 16)
-
-
-def slot_shares(schema: Schema, ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
-    """Return the share of each slot in its field: 1, or 1 over a multi-valued field's values."""
-    if schema.num_slots == schema.num_fields:
-        return jnp.ones(ids.shape)
-    owner = np.eye(schema.num_fields, dtype=np.float32)[schema.slot_field]
-    used = (ids != EMPTY).astype(jnp.float32)
-    return used / jnp.maximum((used @ owner) @ owner.T, 1.0)

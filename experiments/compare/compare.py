@@ -100,7 +100,7 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
     check_storable(plan.out)
     plan = replace(plan, config=settled(plan.config, prepared))
     methods, notes = _trainable(plan, prepared)
-    cells = [cell._replace(config=settled(cell.config, prepared)) for cell in _cells(plan, methods)]
+    cells = _cells(plan, methods, prepared)
     claim(plan.out, "comparison")
     results: Results = {method.name: {} for method in methods}
     for cell in cells:
@@ -150,14 +150,14 @@ def _trainable(plan: Plan, prepared: Prepared) -> tuple[list[Method], list[str]]
     return methods, notes
 
 
-def _cells(plan: Plan, methods: Sequence[Method]) -> list[Cell]:
+def _cells(plan: Plan, methods: Sequence[Method], prepared: Prepared) -> list[Cell]:
     """All cells, a whole table of one seed before the next seed."""
-    folder = plan.out / "cells"
-    return [
-        Cell(method, seed, plan.config_of(method, seed), folder / method.slug / str(seed))
-        for seed in range(plan.seeds)
-        for method in methods
-    ]
+
+    def cell(method: Method, seed: int) -> Cell:
+        config = settled(plan.config_of(method, seed), prepared)
+        return Cell(method, seed, config, plan.out / "cells" / method.slug / str(seed))
+
+    return [cell(method, seed) for seed in range(plan.seeds) for method in methods]
 
 
 def _unweighed(plan: Plan, prepared: Prepared, results: Results) -> list[str]:
@@ -186,6 +186,7 @@ def _train(
     trainers: dict[tuple[str, int], Trainer] = {}
     failures = []
     waiting, done = deque(groups(left, prepared)), 0
+    left = [cell for cells in waiting for cell in cells]
     with _progress(console, results, left) as show, stop_signals() as should_stop:
         while waiting:
             cells = waiting.popleft()

@@ -220,6 +220,15 @@ def draw(found: Sequence[Outcome], base: str, method: str) -> Figure:
     return figure
 
 
+def compare_on(data: SyntheticConfig, plan: Plan, console: Console) -> Comparison:
+    """Compares on made-up data, which are written beside the comparison where they aren't yet."""
+    place = plan.out / "data"
+    if not place.is_dir():
+        claim(plan.out, "comparison")
+        write(synthetic(data), place)
+    return compare(place, plan, console)
+
+
 def command(study: Study) -> str:
     """The command that runs the study, with the flags that say what is measured."""
     values = {name: getattr(study, name) for name in MEASURED}
@@ -237,13 +246,9 @@ def main(study: Study) -> None:
     found: list[Outcome] = []
     for setting in settings(study):
         name = f"{setting.varied} {setting.value:g}".replace(" ", "-")
-        folder = study.out / name
         console.rule(name)
-        if not (folder / "data").is_dir():
-            claim(folder, "comparison")
-            write(synthetic(setting.data), folder / "data")
-        plan = Plan(table, study.settings, study.seeds, folder)
-        found += outcomes(setting, compare(folder / "data", plan, console))
+        plan = Plan(table, study.settings, study.seeds, study.out / name)
+        found += outcomes(setting, compare_on(setting.data, plan, console))
     write_table(study.out / "planted.csv", found)
     (study.out / "planted.md").write_text(markdown(found, command(study)), encoding="utf-8")
     own, d3 = (method.name for method in table.methods[1:])

@@ -21,15 +21,15 @@ import tyro
 from d3jax.config import Config
 from d3jax.console.safe_text import csv_writer, markdown_code
 from d3jax.console.terminal import Console
-from d3jax.data.synthetic import SyntheticConfig, synthetic, write
+from d3jax.data.synthetic import SyntheticConfig
 from d3jax.evaluate import best_possible
-from d3jax.owned import claim
 from d3jax.presets import PRESETS
-from experiments.compare.compare import Plan, compare
+from experiments.compare.compare import Plan
 from experiments.compare.markdown import markdown_table
 from experiments.compare.report import Comparison
 from experiments.compare.statistics import paired_p
 from experiments.compare.tables import Table, terms
+from experiments.evidence.planted import compare_on
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,10 @@ def main(study: Study) -> None:
     console = Console(stderr=True)
     table, found = methods(), list[Outcome]()
     for world in study.worlds:
-        folder = study.out / str(world)
         console.rule(f"world {world}")
-        if not (folder / "data").is_dir():
-            claim(folder, "comparison")
-            write(synthetic(SyntheticConfig(study.rows, seed=world)), folder / "data")
-        plan = Plan(table, study.settings, 1, folder)
-        found += outcomes(world, compare(folder / "data", plan, console))
+        plan = Plan(table, study.settings, 1, study.out / str(world))
+        data = SyntheticConfig(study.rows, seed=world)
+        found += outcomes(world, compare_on(data, plan, console))
     write_table(study.out / "worlds.csv", found)
     worlds = " ".join(map(str, study.worlds))
     command = f"python -m experiments.evidence.worlds --worlds {worlds} --rows {study.rows}"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import d3jax
-from d3jax.adaptive import MOMENTUM, d3_adaptive
+from d3jax.adaptive import d3_adaptive
 from d3jax.base import EVALUATION, Inputs, Mode, Sizes
 from d3jax.errors import ConfigError
 from d3jax.heads import D3Options, dense_head
+from d3jax.layers.normalization import MOMENTUM
 from d3jax.parameters import initialize
 
 B, N, D, H, S, WIDTH = 7, 3, 4, 2, 2, 5

@@ -13,9 +13,9 @@ import pytest
 from d3jax.base import EVALUATION, Inputs, Mode
 from d3jax.batch import EMPTY, Batch, Field, Schema
 from d3jax.config import Config, ModelConfig, OptimizerConfig
-from d3jax.embedding import padded_rows
+from d3jax.embedding import padded_rows, slot_shares
 from d3jax.layers import wide
-from d3jax.layers.wide import ResidualParams, cross_places, residual, slot_shares
+from d3jax.layers.wide import ResidualParams, cross_places, residual
 from d3jax.parameters import initialize
 from d3jax.parts import build_model, build_trainer
 from d3jax.training.sharding import make_mesh
