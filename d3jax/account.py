@@ -65,7 +65,7 @@ def evenness(attention: Float[np.ndarray, "S N"]) -> float:
     of their entropies H."""
     known = attention[np.isfinite(attention).all(-1)]
     terms = np.where(known > 0, known * np.log(np.where(known > 0, known, 1.0)), 0.0)
-    return float(1 + terms.sum(-1).mean() / math.log(attention.shape[1]))
+    return max(0.0, float(1 + terms.sum(-1).mean() / math.log(attention.shape[1])))
 
 
 def _ending(config: TrainConfig, steps_per_epoch: int, progress: Progress) -> str:

@@ -84,6 +84,7 @@ def test_an_attention_that_selects_nothing_is_called_even() -> None:
     entropy = -(0.2 * math.log(0.1) + 0.8 * math.log(0.8))
     assert evenness(chosen) == pytest.approx(1 - entropy / math.log(3))
     assert evenness(np.array([[0.0, 0.0, 1.0]])) == 1.0
+    assert evenness(np.full((1, 3), 0.3333334)) == 0.0, "rounding goes not below even"
     [_, said] = told(Progress(40, 40, 0.5), attention=chosen)
     assert said == (
         "attention is 0.42 from even, where 1 is a single field; most of it, 80%, goes to [/b]place"
