@@ -37,8 +37,6 @@ MATHEMATICS = (
     "attention",
     "backbones",
     "balance",
-    "base",
-    "batch",
     "embedding",
     "fusion",
     "generation",
@@ -49,8 +47,6 @@ MATHEMATICS = (
     "models",
     "nnx",
     "official",
-    "parameters",
-    "training",
 )
 install_import_hook([f"d3jax.{name}" for name in MATHEMATICS], CHECKER)
 

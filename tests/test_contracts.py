@@ -27,6 +27,7 @@ from d3jax.parts import build_model, build_trainer, refusal
 from d3jax.registry import BACKBONES
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.sharding import make_mesh, place_batch
+from tests.cases import cases
 from tests.d3jax.training.world import moments
 
 SCHEMA = Schema(
@@ -84,21 +85,13 @@ BEYOND_THE_PAPER = ("ple", "pepnet", "adasparse", "hamur", "m3oe", "adaptdhm")
 QUICK = {
     name
     for name in SENSIBLE
-    if name.endswith("-own")
-    or (name.endswith("-d3-d3") and not name.startswith(BEYOND_THE_PAPER))
-    or name in ("shared_bottom-d3-d1", "shared_bottom-m2m_wg", "adi-pepnet_wg")
-    or name in ("plain-own-crosses", "shared_bottom-d3-d3-residual", "plain-d3-d3-adaptive")
-}
-QUICK_ON_DEVICES = {"adi-own", "star-d3-d3", "plain-own-crosses", "plain-d3-d3-adaptive"}
+    if name.endswith("-own" if name.startswith(BEYOND_THE_PAPER) else "-d3-d3")
+} | {"shared_bottom-m2m_wg", "plain-own-crosses", "plain-d3-d3-adaptive"}
+QUICK_ON_DEVICES = {"star-d3-d3", "plain-own-crosses"}
 """Two compilations each, of programs for eight devices: both kinds of statistics, and D3."""
 
 
-def cases(quick: set[str]) -> list[Any]:
-    assert quick <= set(SENSIBLE)
-    return [pytest.param(n, marks=[] if n in quick else pytest.mark.slow) for n in SENSIBLE]
-
-
-@pytest.fixture(scope="module", params=cases(QUICK))
+@pytest.fixture(scope="module", params=cases(SENSIBLE, QUICK))
 def name(request: pytest.FixtureRequest) -> str:
     """A model's name; as a fixture of the module it keeps the tests of one model together."""
     return request.param
@@ -233,7 +226,7 @@ def two_steps(name: str, devices: int):
     return trainer, first, state
 
 
-@pytest.mark.parametrize("name", cases(QUICK_ON_DEVICES))
+@pytest.mark.parametrize("name", cases(SENSIBLE, QUICK_ON_DEVICES))
 def test_eight_devices_equal_one_and_a_checkpoint_is_exact(name, tmp_path):
     _, (loss_one, moments_one), _ = two_steps(name, 1)
     trainer, (loss_eight, moments_eight), state = two_steps(name, 8)
@@ -276,15 +269,12 @@ UPDATES = {
 }
 
 
-QUICK_TO_GO_ON = {"gradnorm", "dtp", "share", "wsd-lazy", "averaged-lazy", "adagrad"}
+QUICK_TO_GO_ON = {"gradnorm", "averaged-lazy", "adagrad"}
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[] if n in QUICK_TO_GO_ON else pytest.mark.slow)
-        for n in (*ADAPTERS, *UPDATES)
-    ],
+    cases((*ADAPTERS, *UPDATES), QUICK_TO_GO_ON),
 )
 def test_every_adapter_and_optimizer_goes_on_from_a_checkpoint_exactly(name, tmp_path):
     config = dataclasses.replace(

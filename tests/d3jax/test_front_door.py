@@ -83,6 +83,7 @@ def test_typed_files_are_installed() -> None:
     assert installed == {"py.typed", "__init__.pyi"}
 
 
+@pytest.mark.slow
 def test_a_users_type_checker_sees_types(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -86,6 +86,7 @@ def test_a_preset_survives_json_and_builds_a_run(name: str) -> None:
     assert count(moments.table[0].mu) == count(moments.table[0].nu) == count(table)
 
 
+@pytest.mark.slow
 def test_the_official_preset_takes_a_step() -> None:
     config = dataclasses.replace(PRESETS["official"], train=TrainConfig(batch_size=64, epochs=1))
     trainer, batch = build_trainer(SCHEMA, config, steps_per_epoch=10), rows(64)

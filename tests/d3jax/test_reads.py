@@ -23,6 +23,7 @@ from d3jax.parts import build_adapter, build_model, build_trainer, refusal
 from d3jax.reads import NEEDS, get, idle, lacking, put, refuse_idle
 from d3jax.registry import ADAPTERS, BACKBONES, HEADS, needs_of, section_class, section_names
 from d3jax.training.sharding import make_mesh
+from tests.cases import cases
 
 pytestmark = pytest.mark.trains
 
@@ -213,7 +214,7 @@ def program(config: Config) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in QUICK_NAMES else pytest.mark.slow) for n in CONFIGS],
+    cases(CONFIGS, QUICK_NAMES),
 )
 def test_what_is_not_read_changes_nothing(name: str) -> None:
     """All such settings at once: the program is the same to the letter."""

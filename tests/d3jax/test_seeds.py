@@ -58,6 +58,7 @@ def test_a_seed_among_others_is_the_run_it_gives_alone(seeds: Path, alone: Path)
     assert found["overall"]["logloss"] == pytest.approx(expected["overall"]["logloss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_seed_keeps_a_journal_until_its_patience_runs_out(seeds: Path, alone: Path) -> None:
     ours, theirs = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

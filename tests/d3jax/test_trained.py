@@ -100,6 +100,7 @@ def test_nothing_is_shown_where_nobody_watches(
     assert (captured.out, captured.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_goes_on(trained: Path, prepared: Path, tmp_path: Path) -> None:
     """Its last checkpoint gone, it ends with the metrics that it had, and says where it began."""
     copy, moved = tmp_path / "run", tmp_path / "moved"

@@ -30,6 +30,7 @@ from d3jax.balance import (
 from d3jax.fusion import declare_fused, fused_layer
 from d3jax.layer import d3_layer
 from d3jax.parameters import initialize
+from tests.cases import cases
 
 B, N, D, M, I, O = 8, 3, 4, 5, 6, 2  # noqa: E741
 LAYER = d3_layer(fields=N, dim=D, inputs=I, outputs=O, rank=2, field_hidden=2, gate_layers=(3,))
@@ -55,7 +56,7 @@ class Case(NamedTuple):
     run: Callable[[Any, Rows, Any], Any]
 
 
-def cases() -> dict[str, Case]:
+def functions() -> dict[str, Case]:
     cut = partial(fused_layer, budget=B * I)
     none = ()
     declared = {
@@ -102,7 +103,7 @@ def make_rows(count: int) -> Rows:
     return {**rows, "gate": np.concatenate([share, 1 - share], 1), "mask": mask}
 
 
-CASES = cases()
+CASES = functions()
 ALL = {name: (case.params, make_rows(B)) for name, case in CASES.items()}
 ONE = {name: (case.params, make_rows(1)) for name, case in CASES.items()}
 
@@ -235,22 +236,16 @@ def check(found: Any, expected: Any, dtype: str) -> None:
 
 QUICK = {
     ("jit", "bfloat16"),
-    ("vmap", "float32"),
-    ("scan", "float32"),
     ("shard_map", "float32"),
     ("explicit mesh", "float32"),
     ("auto mesh", "float64"),
 }
-"""Each type, and each transform that has rules of its own."""
+"""Each type, and each kind of mesh."""
 
 
-def pairs() -> Iterator[Any]:
-    """Every transform with every type; compiling them all takes minutes."""
-    for pair in itertools.product(TRANSFORMS, TOLERANCE):
-        yield pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("transform", "dtype"), list(pairs()))
+@pytest.mark.parametrize(
+    ("transform", "dtype"), cases(itertools.product(TRANSFORMS, TOLERANCE), QUICK)
+)
 def test_every_transform_gives_the_plain_values(transform: str, dtype: str) -> None:
     with jax.enable_x64(True):
         for found in TRANSFORMS[transform](cast(ALL, dtype)):

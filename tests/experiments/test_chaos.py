@@ -42,6 +42,7 @@ def test_a_byte_of_a_file_is_a_difference(trained: Path, other: Path, name: str)
     assert differences(trained, other) == [name]
 
 
+@pytest.mark.slow
 def test_one_number_of_an_array_is_a_difference(trained: Path, other: Path) -> None:
     opened = open_run(other)
     checkpoints = opened.checkpoints(writer=True)

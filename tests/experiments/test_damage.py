@@ -19,6 +19,7 @@ from d3jax.run import open_run
 from d3jax.running import best_state, newest_state
 from d3jax.training.loop import Progress
 from experiments.chaos import differences
+from tests.cases import cases
 from tests.flags import said
 
 Capture = pytest.CaptureFixture[str]
@@ -61,6 +62,7 @@ def add_checkpoints(run: Path, bests: dict[int, int]) -> None:
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_older_one_to_the_same_end(
     run: Path, trained: Path, capsys: Capture
 ) -> None:
@@ -106,14 +108,17 @@ def test_newest_weights_stand_in_when_the_best_are_damaged(run: Path, capsys: Ca
 
 @pytest.mark.parametrize(
     ("bests", "lost", "used"),
-    [
-        ((19, 19, 21), (), 21),
-        ((19, 19, 21), (19,), 21),
-        ((19, 19, 21), (21,), 19),
-        ((19, 19, 21), (19, 21), 20),
-        ((19, 19, 19), (), 19),
-        ((19, 19, 19), (19,), 21),
-    ],
+    cases(
+        [
+            ((19, 19, 21), (), 21),
+            ((19, 19, 21), (19,), 21),
+            ((19, 19, 21), (21,), 19),
+            ((19, 19, 21), (19, 21), 20),
+            ((19, 19, 19), (), 19),
+            ((19, 19, 19), (19,), 21),
+        ],
+        quick=[((19, 19, 21), (19, 21), 20), ((19, 19, 19), (19,), 21)],
+    ),
 )
 def test_the_best_of_the_newest_whole_checkpoint_is_scored_with(
     run: Path, capsys: Capture, bests: tuple[int, ...], lost: tuple[int, ...], used: int

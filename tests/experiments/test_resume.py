@@ -178,6 +178,7 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(
     assert_same_ending(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_asked_to_stop_saves_its_step_and_ends_with_the_same_bits(
     environment: dict[str, str],
     start: Callable[[Path], list[str]],

@@ -376,6 +376,7 @@ def test_the_star_shaped_transform_starts_near_its_shared_kernel(key: jax.Array)
     assert layer.own_kernel.std() == pytest.approx(0.01, rel=0.02)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(draw: Draw) -> None:
     model = case()
     x, _ = draw(declare_array((16, N, D)))

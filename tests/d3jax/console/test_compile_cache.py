@@ -32,6 +32,7 @@ def test_what_the_user_set_for_jax_stands(monkeypatch: pytest.MonkeyPatch) -> No
     assert os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] == "-1"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_programs(prepared: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from d3jax.cli import main; main()", "train"]
     flags = ["--epochs", "1", "--batch-size", "2048", "--backbone", "plain", "--head", "own"]

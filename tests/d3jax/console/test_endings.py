@@ -16,6 +16,7 @@ from d3jax.console.endings import ending, without_debug
 from d3jax.console.exits import FAILED, PREEMPTED, UNFORESEEN
 from d3jax.console.terminal import Console
 from d3jax.errors import D3jaxError, DataError, Preempted
+from tests.cases import cases
 
 Captured = pytest.CaptureFixture[str]
 
@@ -116,7 +117,11 @@ def run(*arguments: str, close: str = "", **options: object) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(
-    ("close", "reason"), [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")]
+    ("close", "reason"),
+    cases(
+        [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")],
+        quick=[(">/dev/full", "No space left on device")],
+    ),
 )
 def test_a_standard_output_that_takes_nothing_is_told(
     close: str, reason: str, tmp_path: Path, trained: Path
@@ -128,7 +133,7 @@ def test_a_standard_output_that_takes_nothing_is_told(
     )
 
 
-@pytest.mark.parametrize("close", ["2>&-", "2>/dev/full", "<&-"])
+@pytest.mark.parametrize("close", cases(["2>&-", "2>/dev/full", "<&-"], quick=["2>&-"]))
 def test_a_closed_standard_error_hides_words_only(close: str, trained: Path) -> None:
     done = run("evaluate", str(trained), "--json", close=close)
     assert done.returncode == 0

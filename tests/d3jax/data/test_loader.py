@@ -30,6 +30,7 @@ from d3jax.data.loader import (
     window_index,
 )
 from d3jax.errors import ConfigError, DataError
+from tests.cases import cases
 
 NUM_ROWS, BATCH = 1003, 64
 
@@ -292,7 +293,7 @@ def test_processes_share_the_global_batches(count: int, window: int | None) -> N
     assert_same(joined, train(rows, 10, 20, window_rows=window))
 
 
-@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("window", cases([None, 100], quick=[100]))
 def test_reader_processes_give_the_same_stream_and_stop_when_closed(
     tmp_path: Path, window: int | None
 ) -> None:
@@ -327,6 +328,7 @@ def test_a_thread_reader_stops_when_closed() -> None:
     assert not any(thread.is_alive() for thread in left if "Pool" not in thread.name)
 
 
+@pytest.mark.slow
 def test_a_program_that_leaves_early_ends_quietly(tmp_path: Path) -> None:
     script = tmp_path / "leave.py"
     script.write_text(

@@ -157,6 +157,7 @@ def test_two_processes_train_and_evaluate_as_one(
     assert (run / "figures" / "attention.png").exists()
 
 
+@pytest.mark.slow
 def test_a_process_with_other_flags_is_named_and_nothing_is_made(
     environment: dict[str, str], prepared: Path, small: list[str], tmp_path: Path
 ) -> None:
@@ -345,6 +346,7 @@ def test_flags_that_say_too_little_or_too_much_are_refused(flags: list[str], mes
         parse(["train", *flags])
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_refused(
     environment: dict[str, str], prepared: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ from d3jax.parameters import initialize, named_leaves
 from d3jax.parts import build_adapter, build_model, build_trainer
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.sharding import make_mesh, place_batch
+from tests.cases import cases
 from tests.d3jax.training import reference_adapters as reference
 from tests.d3jax.training.world import largest_difference, make_batch
 
@@ -379,7 +380,7 @@ def train(schema, config, devices, batches):
     return SimpleNamespace(trainer=trainer, state=state, infos=infos)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", cases(ADAPTERS, quick=["dwa", "gradnorm"]))
 def test_eight_devices_equal_one_compile_once_and_go_through_a_checkpoint(
     schema, tiny, name, tmp_path
 ):
@@ -422,7 +423,10 @@ def test_before_dwa_starts_a_run_is_the_plain_one(schema, tiny):
 
 @pytest.mark.parametrize(
     ("head", "watched"),
-    [("own", "bottom.1.kernel"), ("d3", "head.generator.layers.0.shared.kernel")],
+    cases(
+        [("own", "bottom.1.kernel"), ("d3", "head.generator.layers.0.shared.kernel")],
+        quick=[("own", "bottom.1.kernel")],
+    ),
 )
 def test_gradnorm_sees_the_gradient_norms_of_the_scenarios_mean_losses(
     schema, config, batch, head, watched

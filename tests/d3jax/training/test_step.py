@@ -27,6 +27,7 @@ from d3jax.training.optimizer import optimizer as optimizer_of
 from d3jax.training.sharding import make_mesh, place_batch, replicate
 from d3jax.training.step import StepOptions, init_state, make_score_step, make_train_step
 from d3jax.training.table.updates import TableUpdate
+from tests.cases import cases
 from tests.d3jax.training.world import largest_difference, make_batch, moments
 
 DECAYS = OptimizerConfig(weight_decay=1e-2, embedding_decay=0.5)
@@ -74,7 +75,11 @@ HEADS = {
 
 
 @pytest.mark.parametrize(
-    ("head", "devices"), [("d3", 1), ("d3", 8), ("d1", 1), ("official", 8), ("factored", 8)]
+    ("head", "devices"),
+    cases(
+        [("d3", 1), ("d3", 8), ("d1", 1), ("official", 8), ("factored", 8)],
+        quick=[("official", 8), ("factored", 8)],
+    ),
 )
 def test_loss_and_gradient_are_those_of_the_real_rows(
     schema, config, batch, head, devices, monkeypatch
@@ -106,8 +111,10 @@ def row_wise_descent():
 
 @pytest.mark.parametrize(
     ("table", "layout", "devices"),
-    [(None, "replicated", 1), (row_wise_descent(), "sharded", 8)],
-    ids=["dense", "row_wise"],
+    [
+        pytest.param(None, "replicated", 1, id="dense", marks=pytest.mark.slow),
+        pytest.param(row_wise_descent(), "sharded", 8, id="row_wise"),
+    ],
 )
 def test_clipping_is_that_of_optax_on_the_whole_gradient(
     schema, config, batch, table, layout, devices
@@ -151,7 +158,7 @@ def sliced(model, adapter, batch, devices, slices):
     return jax.device_get(state), jax.device_get(info)
 
 
-@pytest.mark.parametrize(("devices", "slices"), [(1, 4), (8, 2)])
+@pytest.mark.parametrize(("devices", "slices"), cases([(1, 4), (8, 2)], quick=[(8, 2)]))
 def test_a_batch_in_slices_has_the_gradient_of_the_whole(schema, config, batch, devices, slices):
     model = build_model(schema, config)
     whole, info_whole, _ = after_steps(model, unweighted(), 1, [batch])
@@ -163,6 +170,7 @@ def test_a_batch_in_slices_has_the_gradient_of_the_whole(schema, config, batch, 
     assert largest_difference(moments(parts), moments(whole)) < 5e-4
 
 
+@pytest.mark.slow
 def test_slices_are_the_same_rows_on_any_number_of_devices(schema, config, batch):
     """D3's weights are normalised within a slice, so that slices of other rows would show."""
     model_config = dataclasses.replace(config.model, embedding_dropout=0.3)
@@ -288,6 +296,7 @@ def test_why_parameters_are_made_varying_before_the_gradient():
     np.testing.assert_allclose(gradient(cast=False), 8 * truth, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gpu_is_told_to_add_in_one_order_when_asked(schema, config, monkeypatch):
     told = []
     compiled = jax.jit

@@ -14,6 +14,7 @@ from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.optimizer import optimizer
 from d3jax.training.sharding import make_mesh, place_batch
 from d3jax.training.trainer import trainer
+from tests.cases import cases
 from tests.d3jax.training.world import make_batch
 
 
@@ -52,13 +53,13 @@ OPTIMIZERS = {
 }
 
 
-QUICK = ("schedule", "noise")
+QUICK = ("noise",)
 """The others are of the same kind."""
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in OPTIMIZERS],
+    cases(OPTIMIZERS, QUICK),
 )
 def test_any_optax_optimizer_is_checkpointed_and_goes_on_exactly(name, schema, model, tmp_path):
     ours = trainer(model, optimizer(OPTIMIZERS[name](), clip_norm=1.0, average=0.9), mesh=two())

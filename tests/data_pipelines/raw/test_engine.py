@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ibis
 import pyarrow as pa
+import pytest
 
 from data_pipelines.prepare import prepare
 from data_pipelines.raw.engine import duckdb_engine
@@ -55,6 +56,7 @@ def test_settings(tmp_path: Path) -> None:
     assert found == ("256.0 MiB", str(tmp_path / "spilled"), 3, False)
 
 
+@pytest.mark.slow
 def test_little_memory_gives_the_same_bytes(tmp_path: Path) -> None:
     """The memory holds a fraction of the rows: they pass through the disk.
 

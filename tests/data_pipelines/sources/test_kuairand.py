@@ -178,6 +178,7 @@ def test_random_rows_in_a_standard_log_are_left_out(world: World) -> None:
     assert world.prepare().provenance["dropped"]["random exposure"] == 20
 
 
+@pytest.mark.slow
 def test_larger_versions(tmp_path: Path) -> None:
     """1K has the same files under another name, 27K cuts the logs into parts."""
     for version in ("1k", "27k"):

@@ -325,6 +325,7 @@ def check_movies(prepared, years: dict[str, str], genres: dict[str, list[str]]) 
 
 
 @needs_sample
+@pytest.mark.slow
 def test_order_of_ratings_does_not_show(tmp_path: Path) -> None:
     shuffled = tmp_path / "shuffled"
     shutil.copytree(SAMPLE, shuffled, copy_function=shutil.copyfile)

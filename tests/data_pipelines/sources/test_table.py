@@ -146,6 +146,7 @@ def test_repeated_events_stay_on_one_side(world: World) -> None:
             assert not (prepared.rows(other).ids[:, -1] > 0).any()
 
 
+@pytest.mark.slow
 def test_times_of_every_kind_are_put_in_order(world: World) -> None:
     def with_time(form: Callable[[int], str]) -> Prepared:
         rows = [(u, i, r, form(t)) for u, i, r, t in world.log]
@@ -472,6 +473,7 @@ def test_any_bytes_are_prepared_or_refused(spoiled: bytes, place: int) -> None:
 
 
 @pytest.mark.skipif(not ML_100K.is_dir(), reason="the sample of MovieLens is not here")
+@pytest.mark.slow
 def test_movielens_100k(tmp_path: Path) -> None:
     """Counts of the published files: 943 users, and ratings above 3 as clicks."""
     config = TableConfig(

@@ -20,6 +20,7 @@ def test_a_step_is_the_papers_with_the_batchs_rows_of_the_table(rank: int) -> No
     assert config.optimizer.embedding_update == "lazy_adamw"
 
 
+@pytest.mark.slow
 def test_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     main(

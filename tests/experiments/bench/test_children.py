@@ -23,6 +23,7 @@ def test_request_survives_json() -> None:
     assert Request.from_json(json.loads(json.dumps(to_json(request)))) == request
 
 
+@pytest.mark.slow
 def test_d3jax_answers(tmp_path: Path) -> None:
     answer = ask(REQUEST)
     assert answer["train"]["rows_per_second"] > 0

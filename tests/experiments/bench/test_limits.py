@@ -60,6 +60,7 @@ def test_rates_on_a_device_by_a_known_clock(dtype: str, monkeypatch: pytest.Monk
     assert device_copy_rate(numbers=1000) == 2 * 4000 / 0.5
 
 
+@pytest.mark.slow
 def test_a_child_measures() -> None:
     assert 1e8 < limits._in_child("numpy") < 1e14
     assert limits._in_child("has accelerator") == 0

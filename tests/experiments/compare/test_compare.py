@@ -106,6 +106,7 @@ def test_checkpoints_are_gone_unless_kept_and_the_cell_can_be_inspected_then(
     assert drawn == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
 
 
+@pytest.mark.slow
 def test_cells_leave_no_open_file_behind_also_those_that_fail(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_cell_that_diverges_is_said_and_left_out(
     assert "| MLP | 1 |" in (tmp_path / "out/table3.md").read_text()
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_the_cells_they_are_alone(
     finished: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def observed(trained: Path, prepared: Path) -> Observed:
     return observe(run, load_best(run), open_prepared(prepared), "test")
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn_twice(trained: Path, tmp_path: Path) -> None:
     main(["inspect", str(trained), "--out", str(tmp_path / "new")])
     over_training = ("gates-over-training", "loss-weights-over-training")

@@ -313,6 +313,7 @@ def test_training_reports_its_validation_and_scores_no_test_row(
     assert set(asked) == {"train", "validation"}
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_reach_what_each_reaches_alone(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

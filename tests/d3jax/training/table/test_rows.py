@@ -29,6 +29,7 @@ from d3jax.training.table.rows import (
     sums_of_sorted,
 )
 from d3jax.training.table.updates import dense, lazy_adamw, row_wise_adagrad
+from tests.cases import cases
 from tests.d3jax.training.world import make_batch
 
 V, D, B, K = 32, 4, 16, 3
@@ -245,7 +246,7 @@ def collectives(trainer):
     return [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
 
 
-@pytest.mark.parametrize("update", ["dense", "lazy_adamw", "adagrad"])
+@pytest.mark.parametrize("update", cases(["dense", "lazy_adamw", "adagrad"], quick=["lazy_adamw"]))
 def test_nothing_of_the_tables_size_travels_between_devices(config, update):
     sizes = collectives(trainer_of(config, 8, update))
     batch_numbers = 64 * 5 * 4
@@ -260,6 +261,7 @@ def test_nothing_of_the_tables_size_travels_between_devices(config, update):
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("dense", "adagrad")),
     ],
 )
+@pytest.mark.slow
 def test_checkpoints_restore_between_any_two_layouts(config, update, tmp_path):
     layouts = [(8, "sharded"), (2, "sharded"), (1, "replicated")]
     trainers = [trainer_of(config, d, update, layout) for d, layout in layouts]
