@@ -51,7 +51,9 @@ class ModelConfig:
     tower_layers: tuple[int, ...] = (32,)
     """Hidden widths of each scenario's tower."""
     wide: Wide = "none"
-    """A scenario's own terms: none, residual, crosses, auto."""
+    """A domain's own terms: none, residual, crosses, auto."""
+    domain: tuple[str, ...] = ()
+    """Fields whose values are the domains; none: scenarios; auto."""
 
     def __post_init__(self) -> None:
         check_types(self)

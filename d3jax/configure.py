@@ -10,10 +10,12 @@ from typing import Any
 from d3jax.checks import as_path, is_a
 from d3jax.config import AdapterConfig, Config, Wide
 from d3jax.data.prepared import Prepared
+from d3jax.division import divisions
+from d3jax.domains import AUTO
 from d3jax.errors import ConfigError
 from d3jax.names import did_you_mean
 from d3jax.presets import PRESETS, read_preset
-from d3jax.reads import idle, refuse_idle, setting_names
+from d3jax.reads import idle, lacking, refuse_idle, setting_names
 from d3jax.registry import section_class
 
 DEFAULT = "best"
@@ -44,17 +46,24 @@ def configure(
 
 
 def settled(config: Config, prepared: Prepared) -> Config:
-    """Return the configuration with what the data decide: the terms of a scenario alone, where
-    they are left to `auto`.
+    """Return the configuration with what the data decide: the terms of a domain alone, and the
+    domains, where they are left to `auto`.
 
     Values that the crosses learn age: they gain on rows drawn at random, and lose on later ones
     (`experiments/results/README.md`). So they are for data whose test rows were drawn at random;
-    data that were split by time, or by their publisher, get none.
+    data that were split by time, or by their publisher, get none. The domains are the values of
+    the fields that training rows speak for (`d3jax.division`), mostly the scenarios.
     """
-    if config.model.wide != "auto":
-        return config
-    wide: Wide = "crosses" if is_split_at_random(prepared) else "none"
-    return config.changed(model=replace(config.model, wide=wide))
+    model = config.model
+    if model.wide == "auto":
+        wide: Wide = "crosses" if is_split_at_random(prepared) else "none"
+        model = replace(model, wide=wide)
+    if model.domain == AUTO:
+        model = replace(model, domain=())
+        if lacking(config.changed(model=model), "model.domain") is None:
+            found, *_ = divisions(prepared.schema, prepared.rows("train"))
+            model = replace(model, domain=found.fields)
+    return config.changed(model=model)
 
 
 def is_split_at_random(prepared: Prepared) -> bool:

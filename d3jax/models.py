@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Array, Float
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Output, Sizes
 from d3jax.batch import Batch, Schema
 from d3jax.checks import is_a
 from d3jax.config import EmbeddingInit, ModelConfig, TableLayout, Wide
+from d3jax.domains import domains_of
 from d3jax.embedding import LARGE_TABLE, declare_embedding, pool
 from d3jax.layers.dense import dropout
 from d3jax.layers.wide import with_crosses, with_residual
@@ -15,8 +18,13 @@ from d3jax.parameters import REPLICATED, SHARDED, Tree
 
 
 def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
-    """Puts the embedding of `schema` before any backbone, also one that is in no registry."""
-    sizes = Sizes(schema.num_fields, config.embedding_dim, schema.num_scenarios)
+    """Puts the embedding of `schema` before any backbone, also one that is in no registry.
+
+    What the backbone knows as the scenario of a row is its domain, whatever `config.domain` makes
+    of it; rows are still weighed and scored by scenario.
+    """
+    domains = domains_of(schema, config.domain)
+    sizes = Sizes(schema.num_fields, config.embedding_dim, domains.number)
     if config.wide == "residual":
         backbone = with_residual(backbone)
     network = backbone.declare(sizes)
@@ -32,12 +40,12 @@ def assemble(schema: Schema, backbone: Backbone, config: ModelConfig) -> Model:
         params: Tree, state: Tree, rows: Float[Array, "B K D"], batch: Batch, mode: Mode
     ) -> tuple[Output, Tree]:
         x = dropout(pool(schema, rows, batch.ids), config.embedding_dropout, mode)
-        inputs = Inputs(x, batch.scenario, batch.mask)
+        inputs = Inputs(x, domains.of(batch), batch.mask)
         return backbone.apply(params, state, inputs, mode)
 
     declared = Declared(ModelParams(embedding, network.params), network.state)
     model = Model(schema, declared, forward)
-    return with_crosses(model) if config.wide == "crosses" else model
+    return with_crosses(model, domains) if config.wide == "crosses" else model
 
 
 def shards_table(schema: Schema, config: ModelConfig) -> bool:
@@ -57,6 +65,7 @@ def model(
     embedding_dropout: float = 0.0,
     table_layout: TableLayout = "auto",
     wide: Wide = "none",
+    domain: Sequence[str] = (),
 ) -> Model:
     """Return a model for rows of `schema`: one embedding table before a backbone with its head.
 
@@ -74,5 +83,6 @@ def model(
         embedding_dropout=embedding_dropout,
         table_layout=table_layout,
         wide=wide,
+        domain=tuple(domain),
     )
     return assemble(schema, backbone, config)

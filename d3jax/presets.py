@@ -17,9 +17,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # that large tables hardly learn. Kernels are mixed from 32 matrices, and fields have 16 hidden
     # units, which reaches the same AUC at a tenth of the cost. The shared kernel is added, where
     # the paper multiplies by it: scale can't move between kernels and gate, so that the gate says
-    # how much of a row's weights are its own. Scenarios get terms of their own where that is safe.
+    # how much of a row's weights are its own. Domains get terms of their own where that is safe.
     "best": {
-        "model": {"embedding_init": "normal", "wide": "auto"},
+        "model": {"embedding_init": "normal", "wide": "auto", "domain": ["auto"]},
         "d3": {
             "field_hidden": 16,
             "rank": 32,
@@ -56,6 +56,7 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "embedding_dropout": 0.2,
             "bottom_layers": [32, 16],
             "wide": "auto",
+            "domain": ["auto"],
         },
         "d3": {"field_hidden": 8, "width": 16},
         "optimizer": {"weight_decay": 1.0},

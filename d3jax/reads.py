@@ -49,6 +49,18 @@ _OWN = Need(
     lambda c: c.model.wide == "residual" or (c.model.head == "d3" and c.d3.form == "adaptive"),
     "--wide residual or --form adaptive",
 )
+_BLIND = ("plain", "shared_bottom", "m2m", "adaptdhm")
+"""Backbones that take all rows alike, but for the towers or the layers of some's own head."""
+_DIVIDED = Need(
+    lambda c: (
+        c.model.wide != "none"
+        or c.model.backbone not in _BLIND
+        or c.model.head not in ("own", "d3")
+        or (c.model.head == "own" and c.model.backbone in ("shared_bottom", "m2m"))
+        or (c.model.head == "d3" and c.d3.form == "adaptive")
+    ),
+    "--wide residual or crosses, or a model that divides rows",
+)
 _COOLING = Need(lambda c: c.optimizer.schedule == "wsd", "--schedule wsd")
 
 _HEAD = (_GENERATED,)
@@ -61,6 +73,7 @@ NEEDS: Mapping[str, tuple[Need, ...]] = {
     "model.embedding_scale": (_NORMAL,),
     "model.bottom_layers": (_BOTTOM,),
     "model.tower_layers": (OWN_HEAD, _TOWERS),
+    "model.domain": (_DIVIDED,),
     "d3.field_hidden": _HEAD,
     "d3.width": (*_HEAD, _ON_TOP),
     "d3.rank": _TEXT_HEAD,

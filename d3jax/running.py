@@ -414,7 +414,9 @@ def headline(run: Run, trainer: Trainer, rows: int) -> str:
     """Return in words what is trained, on how many rows and which devices."""
     network = count(trainer.model.declared.params.network)
     table = count(trainer.model.declared.params.embedding)
+    domain = run.config.model.domain
+    divided = f" domains are the values of {' and '.join(domain)};" if domain else ""
     return (
-        f"{run.called}: {network:,} weights and {table:,} in the embedding table; "
+        f"{run.called}:{divided} {network:,} weights and {table:,} in the embedding table; "
         f"{rows:,} training rows; {device_summary()}"
     )

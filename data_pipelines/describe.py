@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,13 @@ from d3jax.console.terminal import Console, Grid
 from d3jax.data.columns import SPLITS
 from d3jax.data.prepared import Prepared, open_prepared
 from d3jax.disk import writing
+from d3jax.division import Division, divisions
 from d3jax.owned import check_output, replacing
 from d3jax.pictures.charts import save_as
 
 _CHUNK = 1 << 18
+SHOWN_DIVISIONS = 4
+SHOWN_FIELDS = 5
 
 
 class Facts(NamedTuple):
@@ -42,6 +46,7 @@ def describe(directory: Path, picture: Path | None, console: Console) -> None:
     title = f"{prepared.directory}: rows and click rates"
     console.print(split_grid(title, prepared.schema.scenarios, sizes))
     console.print(field_grid(prepared, facts))
+    console.print(division_grid(divisions(prepared.schema, prepared.rows("train"))))
     if picture is not None:
         with writing(picture), replacing(picture) as draft:
             draw_scenarios(draft, prepared.schema.scenarios, facts)
@@ -81,6 +86,32 @@ def field_grid(prepared: Prepared, facts: dict[str, Facts]) -> Grid:
     ]
     note = "unknown: no value, a rare one, or one that train lacks; in a scenario: values in train"
     return Grid("fields", head, lines, caption=note)
+
+
+def division_grid(found: Sequence[Division]) -> Grid:
+    """The ways to divide the rows that have most evidence, and what acts differently in each."""
+    shown = list(found[:SHOWN_DIVISIONS])
+    if all(one.fields for one in shown):
+        shown.append(next(one for one in found if not one.fields))
+    lines = [
+        (
+            " and ".join(one.fields) or "the scenarios",
+            f"{one.evidence:,.0f}",
+            ", ".join(_acting(one)) or "nothing",
+        )
+        for one in shown
+    ]
+    note = (
+        "evidence: by how many nats it is likelier that fields act differently in these domains "
+        "than that they act alike; the first are the domains of --domain auto"
+    )
+    return Grid("domains", ("domains by", "evidence", "what acts differently"), lines, caption=note)
+
+
+def _acting(division: Division) -> list[str]:
+    """The fields that act differently in the domains, the strongest first."""
+    ranked = sorted(division.acting.items(), key=lambda item: -item[1])
+    return [name for name, nats in ranked[:SHOWN_FIELDS] if nats >= 1]
 
 
 def _unknown_share(facts: Facts) -> Float[np.ndarray, " N"]:

@@ -76,7 +76,8 @@ def _flag(kind: Any, name: str, hint: Any, notes: tuple[Any, ...], value: Any, p
         if any(each not in about for each in choices):
             about = f"{about} ({', '.join(choices)})"
     if isinstance(value, tuple):
-        shown = " ".join(map(str, value)) or "[INT ...]"
+        one = "NAME" if str in get_args(hint) else "INT"
+        shown = " ".join(map(str, value)) or f"[{one} ...]"
     else:
         shown = _metavar(name, hint, notes) if value in (None, MISSING, "") else str(value)
     return Line(f"--{prefix}{_dashed(name)} {shown}", about)

@@ -2,12 +2,15 @@
 
 Three scenarios of very unequal size share most effects of ten categorical fields on the click.
 In each scenario a few fields of its own, the domain-sensitive ones, act in another way: these
-are what attention should select and what a model with one set of weights can't fit.
+are what attention should select and what a model with one set of weights can't fit. The domains
+may also be the values of other fields, which a model is not told.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from d3jax.data.columns import Rows, write_rows
 from d3jax.data.encoder import unknown_rows
 from d3jax.data.prepared import building, write_schema
 from d3jax.data.vocabularies import write_vocabulary
+from d3jax.domains import joined
 from d3jax.errors import ConfigError
 
 
@@ -58,10 +62,16 @@ CATEGORICAL = {
     "price": Effect(10, 0.3, 0.25),
 }
 
+DOMAIN_SENSITIVE = 3
+"""The number of fields that act in another way in a domain that is no scenario."""
+
 ID_SKEW = 1.1
 ID_STRENGTH = 0.4
 SPECIFIC_STRENGTH = 0.5
 """The deviation, at sensitivity 1, of what a sensitive field adds in its scenario."""
+
+DOMAINS = ("scenario", *CATEGORICAL)
+"""The fields whose values may be the domains."""
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 LATE_PERIOD = 40
@@ -73,7 +83,8 @@ class SyntheticConfig:
     """The size and difficulty of the made-up data; raises `ConfigError` outside the ranges.
 
     `sensitivity` scales the effects that belong to one scenario (0: every scenario is alike);
-    `smallest_share` is the smallest scenario's share of the rows.
+    `smallest_share` is the smallest scenario's share of the rows. `domain` names the fields whose
+    values decide which other fields act differently; by default the scenarios do.
     """
 
     rows: int = 400_000
@@ -82,6 +93,7 @@ class SyntheticConfig:
     smallest_share: float = 0.008
     users: int = 1_000
     items: int = 600
+    domain: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _in_range("rows", self.rows, 1_000, 100_000_000)
@@ -90,6 +102,10 @@ class SyntheticConfig:
         _in_range("smallest_share", self.smallest_share, 0.001, 0.2)
         _in_range("users", self.users, LATE_PERIOD, 1_000_000)
         _in_range("items", self.items, LATE_PERIOD, 1_000_000)
+        if unknown := [name for name in self.domain if name not in DOMAINS]:
+            raise ConfigError(
+                f"synthetic.domain is {unknown[0]!r}; it must be among {', '.join(DOMAINS)}"
+            )
         if self.rows * self.smallest_share < 20:
             raise ConfigError(
                 f"synthetic.smallest_share {self.smallest_share} of {self.rows} rows is fewer "
@@ -132,7 +148,7 @@ def synthetic(config: SyntheticConfig | None = None) -> SyntheticData:
         schema=_schema({name: order.size + 1 for name, (_, order) in encoded.items()}),
         rows={split: Rows(ids[at], scenario[at], label[at]) for split, at in spans.items()},
         best={split: best[at] for split, at in spans.items()},
-        sensitive=_sensitive(list(codes), config.sensitivity),
+        sensitive=_sensitive(list(codes), 0.0 if config.domain else config.sensitivity),
         vocabulary={
             name: _vocabulary(name, order, codes[name][spans["train"]])
             for name, (_, order) in encoded.items()
@@ -214,13 +230,41 @@ def _true_logits(
     logits = np.zeros(config.rows)
     for name, effect in effects.items():
         logits += _value_effects(rng, effect)[codes[name]]
+    if config.domain:
+        for here, sensitive in _domains(rng, config.domain, effects, codes):
+            for name in sensitive:
+                logits[here] += config.sensitivity * _specific(
+                    rng, effects[name], codes[name][here]
+                )
     for index, scenario in enumerate(SCENARIOS.values()):
         here = np.flatnonzero(codes["scenario"] == index)
-        for name in scenario.sensitive:
-            specific = rng.normal(size=effects[name].num_values) * SPECIFIC_STRENGTH
-            logits[here] += config.sensitivity * specific[codes[name][here]]
+        if not config.domain:
+            for name in scenario.sensitive:
+                logits[here] += config.sensitivity * _specific(
+                    rng, effects[name], codes[name][here]
+                )
         logits[here] += _bias(logits[here], scenario.click_rate)
     return logits
+
+
+def _domains(
+    rng: np.random.Generator,
+    domain: tuple[str, ...],
+    effects: dict[str, Effect],
+    codes: dict[str, np.ndarray],
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Yield the rows of each domain and the fields, drawn at random, that act differently there."""
+    others = [name for name in CATEGORICAL if name not in domain]
+    sizes = [len(SCENARIOS) if name == "scenario" else effects[name].num_values for name in domain]
+    code = joined([codes[name] for name in domain], sizes)
+    for number in range(prod(sizes)):
+        sensitive = rng.choice(others, DOMAIN_SENSITIVE, replace=False)
+        yield np.flatnonzero(code == number), sorted(map(str, sensitive))
+
+
+def _specific(rng: np.random.Generator, effect: Effect, codes: np.ndarray) -> np.ndarray:
+    """Return what a sensitive field adds to the logits of a domain's rows, at sensitivity 1."""
+    return (rng.normal(size=effect.num_values) * SPECIFIC_STRENGTH)[codes]
 
 
 def _value_effects(rng: np.random.Generator, effect: Effect) -> np.ndarray:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from d3jax.base import Backbone, Declared, Inputs, Mode, Model, Output, Sizes
 from d3jax.batch import EMPTY, Batch, Schema
+from d3jax.domains import Domains
 from d3jax.embedding import padded_rows, slot_shares, table_rows
 from d3jax.parameters import Tree, declare_array
 from d3jax.training.table.rows import sums_of
@@ -62,7 +63,7 @@ def residual(params: ResidualParams, inputs: Inputs) -> Float[Array, " B"]:
 
 
 MOST_CROSSES = 1 << 20
-"""Pairs of a scenario and a value that have a weight of their own; more share them by hashing."""
+"""Pairs of a domain and a value that have a weight of their own; more share them by hashing."""
 CROSSES_RATE = 0.05
 """The learning rate of a cross' Adagrad."""
 SHRINKAGE = 0.05
@@ -70,7 +71,7 @@ SHRINKAGE = 0.05
 
 
 class CrossesState(NamedTuple):
-    """A weight for each scenario and value of a field, the sum of its squared gradients, and the
+    """A weight for each domain and value of a field, the sum of its squared gradients, and the
     scratch of `sums_of`."""
 
     weight: Float[Array, " C"]
@@ -85,8 +86,8 @@ class WithCrosses(NamedTuple):
     crosses: CrossesState
 
 
-def with_crosses(model: Model) -> Model:
-    """Return the model with a weight by scenario and value of each field added to its logit.
+def with_crosses(model: Model, domains: Domains) -> Model:
+    """Return the model with a weight by domain and value of each field added to its logit.
 
     The weights are learnt by a rule of their own, row by row, from the errors of the batch's
     logits: g = Σ (σ(z) - y) + .05 w, G += g², w -= .05 g / (1 + √G) (Adagrad, Duchi et al., 2011,
@@ -94,7 +95,7 @@ def with_crosses(model: Model) -> Model:
     sees them, and what no row has stays zero.
     """
     schema = model.schema
-    size = min(schema.num_scenarios * padded_rows(schema), MOST_CROSSES)
+    size = min(domains.number * padded_rows(schema), MOST_CROSSES)
     zero = declare_array((size,))
     crosses = CrossesState(zero, zero, declare_array((size,), dtype=jnp.int32))
 
@@ -102,7 +103,7 @@ def with_crosses(model: Model) -> Model:
         params: Tree, state: WithCrosses, rows: Float[Array, "B K D"], batch: Batch, mode: Mode
     ) -> tuple[Output, Tree]:
         output, inner = model.forward(params, state.model, rows, batch, mode)
-        places = cross_places(schema, batch, size)
+        places = cross_places(schema, domains, batch, size)
         shares = slot_shares(schema, batch.ids)
         weights = state.crosses.weight.at[places].get(mode="fill", fill_value=0.0)
         logits = output.logits + (weights * shares).sum(-1)
@@ -133,21 +134,22 @@ def learn_crosses(
     )
 
 
-def cross_places(schema: Schema, batch: Batch, size: int) -> Int[Array, "B K"]:
-    """Return the place of each slot's scenario and value among `size`; `size`, past the end, where
+def cross_places(schema: Schema, domains: Domains, batch: Batch, size: int) -> Int[Array, "B K"]:
+    """Return the place of each slot's domain and value among `size`; `size`, past the end, where
     there is none."""
     rows, values = table_rows(schema, batch.ids), padded_rows(schema)
-    if schema.num_scenarios * values <= size:
-        places = batch.scenario[:, None] * values + rows
+    domain = domains.of(batch)[:, None]
+    if domains.number * values <= size:
+        places = domain * values + rows
     else:
-        places = (_mixed(batch.scenario[:, None], rows) % size).astype(jnp.int32)
+        places = (_mixed(domain, rows) % size).astype(jnp.int32)
     used = (batch.ids != EMPTY) & batch.mask[:, None]
     return jnp.where(used, places, size)
 
 
-def _mixed(scenario: Int[Array, "B 1"], rows: Int[Array, "B K"]) -> Array:
+def _mixed(domain: Int[Array, "B 1"], rows: Int[Array, "B K"]) -> Array:
     """Return a hash of both (the finalizer of MurmurHash3, Appleby, 2011)."""
-    mixed = rows.astype(jnp.uint32) + scenario.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
+    mixed = rows.astype(jnp.uint32) + domain.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
     return mixed ^ (mixed >> 16)

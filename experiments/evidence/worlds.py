@@ -1,11 +1,13 @@
-"""The gain of a scenario's own terms, over made-up worlds that differ in all but their rules.
+"""The gain of a domain's own terms, over made-up worlds that differ in all but their rules.
 
 python -m experiments.evidence.worlds --out worlds
+python -m experiments.evidence.worlds --domain device --out devices
 
 In each world a plain MLP, the same with a residual and with crosses, and D3 without and with
-crosses are trained once. Differences of two methods are tested paired over worlds, so that their
-spread is that of worlds, rows and first weights together. The same command goes on where it was
-stopped.
+crosses are trained once. Where the domains are not the scenarios, the models that divide rows are
+trained with the domains that the training rows speak for, too. Differences of two methods are
+tested paired over worlds, so that their spread is that of worlds, rows and first weights together.
+The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from d3jax.config import Config
 from d3jax.console.safe_text import csv_writer, markdown_code
 from d3jax.console.terminal import Console
 from d3jax.data.synthetic import SyntheticConfig
+from d3jax.domains import AUTO
 from d3jax.evaluate import best_possible
 from d3jax.presets import PRESETS
 from experiments.compare.compare import Plan
@@ -39,6 +42,8 @@ class Study:
     worlds: tuple[int, ...] = (201, 202, 203, 204, 205)
     """The seeds of the worlds."""
     rows: int = 400_000
+    domain: tuple[str, ...] = ()
+    """The fields whose values are the domains; none: the scenarios."""
     out: Path = Path("worlds")
     """The folder of data, runs and table."""
     settings: tyro.conf.Suppress[Config] = field(default_factory=lambda: PRESETS["synthetic"])
@@ -56,14 +61,33 @@ class Outcome(NamedTuple):
     best: float
 
 
-def methods() -> Table:
-    """The MLP without and with each of the terms, and D3 without and with crosses."""
+SCENARIOS = ("model.domain", ())
+FOUND = ("model.domain", AUTO)
+
+
+def methods(domain: Sequence[str]) -> Table:
+    """The MLP without and with each of the terms, and D3 without and with crosses; where the
+    domains are not the scenarios, also with the domains that are found."""
     by_name = {method.name: method for method in terms().methods}
     own = [by_name[name] for name in ("MLP", "MLP + residual", "MLP + crosses")]
     d3 = by_name["Shared-Bottom + D3"]
     crosses = (("model.wide", "crosses"),)
     with_crosses = replace(d3, name=f"{d3.name} + crosses", base=d3.name, settings=crosses)
-    return Table("worlds", "A scenario's own terms", (*own, d3, with_crosses))
+    told = [
+        replace(method, settings=(*method.settings, SCENARIOS))
+        for method in (*own, d3, with_crosses)
+    ]
+    found = [
+        replace(
+            method,
+            name=f"{method.name}, domains found",
+            base="MLP + residual",
+            settings=(*method.settings, FOUND),
+        )
+        for method in (*own[1:], with_crosses, by_name["Adaptive D2"])
+        if domain
+    ]
+    return Table("worlds", "A domain's own terms", (*told, *found))
 
 
 def outcomes(world: int, comparison: Comparison) -> list[Outcome]:
@@ -101,7 +125,7 @@ def markdown(found: Sequence[Outcome], table: Table, command: str) -> str:
     possible = [f"{np.mean([best[world, group] for world in worlds]):.4f}" for group in groups]
     lines.append(["best possible", *possible])
     parts = [
-        "# A scenario's own terms, over worlds",
+        "# A domain's own terms, over worlds",
         "",
         markdown_code(command),
         "",
@@ -125,15 +149,17 @@ def write_table(path: Path, found: Sequence[Outcome]) -> None:
 def main(study: Study) -> None:
     """Makes the worlds, trains what isn't trained yet, and writes worlds.md and worlds.csv."""
     console = Console(stderr=True)
-    table, found = methods(), list[Outcome]()
+    table, found = methods(study.domain), list[Outcome]()
     for world in study.worlds:
         console.rule(f"world {world}")
         plan = Plan(table, study.settings, 1, study.out / str(world))
-        data = SyntheticConfig(study.rows, seed=world)
+        data = SyntheticConfig(study.rows, seed=world, domain=study.domain)
         found += outcomes(world, compare_on(data, plan, console))
     write_table(study.out / "worlds.csv", found)
     worlds = " ".join(map(str, study.worlds))
     command = f"python -m experiments.evidence.worlds --worlds {worlds} --rows {study.rows}"
+    if study.domain:
+        command += f" --domain {' '.join(study.domain)}"
     (study.out / "worlds.md").write_text(markdown(found, table, command), encoding="utf-8")
     console.print(f"worlds.md and worlds.csv are in {study.out}")
 

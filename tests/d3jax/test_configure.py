@@ -104,8 +104,8 @@ def test_the_split_decides_what_is_left_to_the_data(
     provenance: dict[str, Any], wide: str, tmp_path: Path
 ) -> None:
     prepared = Prepared(tmp_path, Schema((Field("user", 9),), ("home",)), provenance)
-    config = configure(wide="auto")
+    config = configure(wide="auto", domain=())
     assert settled(config, prepared).model.wide == wide
     for other in ("none", "residual", "crosses"):
-        chosen = configure(wide=other)
+        chosen = configure(wide=other, domain=())
         assert settled(chosen, prepared) == chosen

@@ -156,6 +156,8 @@ def other_values(name: str, value: Any) -> list[Any]:
         return ["bottom.0.kernel"]
     if kind == tuple[int, ...]:
         return [(7, 3)]
+    if kind == tuple[str, ...]:
+        return [("user",), ("item", "place")]
     if name == "model.wide":  # What the data decide is none where there are no data.
         return [choice for choice in get_args(kind) if choice not in (value, "auto")]
     return [choice for choice in get_args(kind) if choice != value]

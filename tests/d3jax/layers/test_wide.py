@@ -13,6 +13,7 @@ import pytest
 from d3jax.base import EVALUATION, Inputs, Mode
 from d3jax.batch import EMPTY, Batch, Field, Schema
 from d3jax.config import Config, ModelConfig, OptimizerConfig
+from d3jax.domains import Domains
 from d3jax.embedding import padded_rows, slot_shares
 from d3jax.layers import wide
 from d3jax.layers.wide import ResidualParams, cross_places, residual
@@ -121,8 +122,8 @@ def all_places(size: int) -> dict[Any, int]:
         ids[row, field] = value
     scenario = np.array([pair[0] for pair in pairs], np.int32)
     batch = Batch(ids, scenario, np.zeros(len(pairs), np.float32), np.ones(len(pairs), bool))
-    places = np.asarray(cross_places(SCHEMA, jax.tree.map(jnp.asarray, batch), size)).min(-1)
-    return dict(zip(pairs, places.tolist(), strict=True))
+    places = cross_places(SCHEMA, Domains(3), jax.tree.map(jnp.asarray, batch), size)
+    return dict(zip(pairs, np.asarray(places).min(-1).tolist(), strict=True))
 
 
 def test_each_cross_has_a_place_of_its_own_or_a_hashed_one() -> None:
