@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ from d3jax.cli import main  # noqa: E402
 from d3jax.data.synthetic import SyntheticConfig, synthetic, write  # noqa: E402
 from tests.flags import SMALL  # noqa: E402
 
+gc.set_threshold(200_000, 50, 100)  # Tracing makes many objects, and few cycles.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # Tests compile far more than they run.
 

@@ -87,8 +87,8 @@ QUICK = {
     for name in SENSIBLE
     if name.endswith("-own" if name.startswith(BEYOND_THE_PAPER) else "-d3-d3")
 } | {"shared_bottom-m2m_wg", "plain-own-crosses", "plain-d3-d3-adaptive"}
-QUICK_ON_DEVICES = {"star-d3-d3", "plain-own-crosses"}
-"""Two compilations each, of programs for eight devices: both kinds of statistics, and D3."""
+QUICK_ON_DEVICES = {"star-d3-d3"}
+"""Two compilations, of programs for eight devices."""
 
 
 @pytest.fixture(scope="module", params=cases(SENSIBLE, QUICK))

@@ -125,6 +125,7 @@ def test_arrays_of_another_shape_are_refused():
 
 
 @pytest.mark.trains
+@pytest.mark.slow
 def test_flax_trains_a_layer_by_its_own_means(rows):
     hidden, x = rows
     target = jnp.sin(hidden[:, :OUTPUTS])

@@ -65,6 +65,7 @@ def test_the_run_knows_its_weights_and_its_export_predicts_the_same(
     np.testing.assert_allclose(inspected.gate.sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     fitted: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_other_rows_with_the_same_ids_are_evaluated_and_not_trained_on(tmp_path:
             refused()
 
 
+@pytest.mark.slow
 def test_rows_of_the_same_files_in_another_split_are_doubted(tmp_path: Path) -> None:
     """With hashed fields another split has the same ids, and training rows among its test rows."""
 

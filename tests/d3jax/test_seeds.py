@@ -84,9 +84,8 @@ def bits_of(seeds: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize(
-    "stop", [pytest.param(2, marks=pytest.mark.slow), 10, pytest.param(20, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("stop", [2, 10, 20])
+@pytest.mark.slow
 def test_seeds_that_were_stopped_and_resumed_are_those_that_were_not(
     seeds: Path,
     prepared: Path,

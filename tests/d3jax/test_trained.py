@@ -345,6 +345,7 @@ def test_a_damaged_checkpoint_is_told_to_the_log(
     assert "damaged:" in caplog.text
 
 
+@pytest.mark.slow
 def test_nothing_above_is_imported(
     prepared: Path, trained: Path, raw: pa.Table, tmp_path: Path
 ) -> None:

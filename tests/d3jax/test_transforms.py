@@ -236,7 +236,6 @@ def check(found: Any, expected: Any, dtype: str) -> None:
 
 QUICK = {
     ("jit", "bfloat16"),
-    ("shard_map", "float32"),
     ("explicit mesh", "float32"),
     ("auto mesh", "float64"),
 }

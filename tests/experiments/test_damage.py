@@ -117,7 +117,7 @@ def test_newest_weights_stand_in_when_the_best_are_damaged(run: Path, capsys: Ca
             ((19, 19, 19), (), 19),
             ((19, 19, 19), (19,), 21),
         ],
-        quick=[((19, 19, 21), (19, 21), 20), ((19, 19, 19), (19,), 21)],
+        quick=[((19, 19, 21), (19, 21), 20)],
     ),
 )
 def test_the_best_of_the_newest_whole_checkpoint_is_scored_with(
@@ -139,6 +139,7 @@ def test_the_best_of_the_newest_whole_checkpoint_is_scored_with(
     assert saved(run) == [19, 20, 21], "a reader moves nothing"
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_damaged_run_goes_to_standard_output_alone(
     run: Path, trained: Path, capsys: Capture
 ) -> None:

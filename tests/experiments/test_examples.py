@@ -33,6 +33,7 @@ def test_d3_in_a_loop_of_one_s_own() -> None:
 
 
 @needs_front_door
+@pytest.mark.slow
 def test_a_backbone_of_one_s_own_is_compared(prepared: Path, tmp_path: Path) -> None:
     from experiments.examples.own_backbone import main as run
 

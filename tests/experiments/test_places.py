@@ -49,6 +49,7 @@ def clicks(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_may_have_any_path(prepared: Path, tmp_path: Path, capsys: Capsys) -> None:
     run = tmp_path / NAMED
     main(["train", str(prepared), "--out", str(run), *PLAIN])

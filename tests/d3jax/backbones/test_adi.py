@@ -199,6 +199,7 @@ def test_evaluation_keeps_the_state_and_training_moves_it() -> None:
         assert np.abs(new - old).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_are_the_slopes_of_the_reference() -> None:
     model = case()
     gradient = model.gradient(model.inputs())
@@ -307,6 +308,7 @@ def test_the_adaptation_starts_near_one(key: jax.Array) -> None:
 
 
 @pytest.mark.parametrize("form", ["own", "star"])
+@pytest.mark.slow
 def test_a_kept_forward_network_reads_the_generated_layer(form: str, draw: Draw) -> None:
     options = ADIOptions(forward=form, forward_width=4, head_layers=(3,), keep_forward=True)
     with_forward = d3(D3, forward_head(options))

@@ -188,6 +188,7 @@ def test_windows_mix_their_blocks_and_differ_between_epochs() -> None:
     assert not np.array_equal(*cuts)
 
 
+@pytest.mark.slow
 def test_rows_that_come_first_change_with_the_epoch() -> None:
     size, epochs = 64, 4000
     place = np.zeros(1, int)

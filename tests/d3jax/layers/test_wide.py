@@ -20,6 +20,7 @@ from d3jax.layers.wide import ResidualParams, cross_places, residual
 from d3jax.parameters import initialize
 from d3jax.parts import build_model, build_trainer
 from d3jax.training.sharding import make_mesh
+from tests.cases import cases
 
 SCHEMA = Schema(
     (Field("user", 9), Field("item", 7), Field("tags", 6, slots=3)), ("home", "detail", "slot")
@@ -178,7 +179,7 @@ def test_a_multi_valued_field_counts_once() -> None:
     np.testing.assert_array_equal(slot_shares(SCHEMA, ids), expected)
 
 
-@pytest.mark.parametrize("kind", ["residual", "crosses"])
+@pytest.mark.parametrize("kind", cases(["residual", "crosses"], quick=["crosses"]))
 def test_eight_devices_learn_what_one_learns(kind: str) -> None:
     ends = []
     for devices in (1, 8):

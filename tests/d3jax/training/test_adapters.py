@@ -380,7 +380,7 @@ def train(schema, config, devices, batches):
     return SimpleNamespace(trainer=trainer, state=state, infos=infos)
 
 
-@pytest.mark.parametrize("name", cases(ADAPTERS, quick=["dwa", "gradnorm"]))
+@pytest.mark.parametrize("name", cases(ADAPTERS, quick=["gradnorm"]))
 def test_eight_devices_equal_one_compile_once_and_go_through_a_checkpoint(
     schema, tiny, name, tmp_path
 ):
@@ -423,11 +423,9 @@ def test_before_dwa_starts_a_run_is_the_plain_one(schema, tiny):
 
 @pytest.mark.parametrize(
     ("head", "watched"),
-    cases(
-        [("own", "bottom.1.kernel"), ("d3", "head.generator.layers.0.shared.kernel")],
-        quick=[("own", "bottom.1.kernel")],
-    ),
+    [("own", "bottom.1.kernel"), ("d3", "head.generator.layers.0.shared.kernel")],
 )
+@pytest.mark.slow
 def test_gradnorm_sees_the_gradient_norms_of_the_scenarios_mean_losses(
     schema, config, batch, head, watched
 ):

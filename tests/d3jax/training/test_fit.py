@@ -413,6 +413,7 @@ def test_a_run_that_only_skips_ends(start, skipping, schema):
         start(config_of(on_nonfinite="skip"), skipping("dense"), nothing)
 
 
+@pytest.mark.slow
 def test_debugging_names_the_operation_and_the_bad_id(start, schema, config):
     model = dataclasses.replace(config.model, head="own", tower_layers=(3,), bottom_layers=(5,))
     small = dataclasses.replace(config, model=model, train=CONFIG)

@@ -20,6 +20,7 @@ from data_pipelines.source import PrepareConfig, Source
 from data_pipelines.sources.ali_ccp import AliCCP
 from data_pipelines.sources.ali_ccp.lines import FIELD_NAMES, MULTI_VALUED
 from data_pipelines.sources.ali_ccp.published import ali_ccp
+from tests.cases import cases
 
 CONNECTION = ibis.duckdb.connect(threads=2)
 
@@ -168,6 +169,7 @@ def test_source_names_its_columns(directory: Path, tmp_path: Path) -> None:
     assert AliCCP(files=directory, out=tmp_path / "out").config == PrepareConfig(min_count=10)
 
 
+@pytest.mark.slow
 def test_positions_are_numbered_by_their_code_not_their_place(tmp_path: Path) -> None:
     for name, order in [("a", TRAIN), ("b", TRAIN[::-1])]:
         source = read(write(tmp_path / name, train=order))
@@ -204,7 +206,7 @@ def test_position_that_was_not_given(directory: Path) -> None:
         read(directory, positions=(LEFT, RIGHT))
 
 
-@pytest.mark.parametrize("end", ["\r\n", "\n\n", "\n \n"])
+@pytest.mark.parametrize("end", cases(["\r\n", "\n\n", "\n \n"], quick=["\r\n"]))
 def test_line_ends_and_blank_lines(directory: Path, end: str) -> None:
     expected = rows_of(read(directory))
     for path in directory.iterdir():

@@ -100,6 +100,7 @@ def test_ids_are_kept(tmp_path: Path, rows: dict[str, list[Row]]) -> None:
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the Ali-CCP sample is not here")
+@pytest.mark.slow
 def test_published_sample(tmp_path: Path) -> None:
     rows: dict[str, Any] = {}
     for split, name in NAMES.items():
@@ -110,6 +111,7 @@ def test_published_sample(tmp_path: Path) -> None:
     assert prepared.provenance["dropped"] == {"purchase without a click": 0}
 
 
+@pytest.mark.slow
 def test_leading_zeros_are_no_other_id(tmp_path: Path, rows: dict[str, list[Row]]) -> None:
     expected_rows = {split: [dict(row) for row in part] for split, part in rows.items()}
     for row in rows["train"]:
@@ -118,6 +120,7 @@ def test_leading_zeros_are_no_other_id(tmp_path: Path, rows: dict[str, list[Row]
     assert_kept(prepare(source, tmp_path / "out", PrepareConfig()), expected_rows)
 
 
+@pytest.mark.slow
 def test_purchases_without_a_click_are_dropped(tmp_path: Path, rows: dict[str, list[Row]]) -> None:
     lines = rows["train"]
     lines[0] |= {"click": "0", "purchase": "1"}

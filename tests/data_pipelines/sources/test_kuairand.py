@@ -141,6 +141,7 @@ def expected(world: World, rows: list[Row], tabs: str = "01246") -> list[tuple[A
 SHOWN = ("user_id", "video_id", "author_id", "tag")
 
 
+@pytest.mark.slow
 def test_the_second_period_is_read(world: World) -> None:
     prepared = world.prepare()
     assert decoded(prepared, *SHOWN) == expected(world, world.logs[LATE])
@@ -172,6 +173,7 @@ def test_random_exposure_is_told_apart(world: World) -> None:
     assert sum(row[0] == "1" for row in decoded(prepared, "is_rand")) == kept
 
 
+@pytest.mark.slow
 def test_random_rows_in_a_standard_log_are_left_out(world: World) -> None:
     world.logs[LATE][5:25] = [(*row[:-2], 1, "0") for row in world.logs[LATE][5:25]]
     world.write(LATE, LOG, world.logs[LATE])

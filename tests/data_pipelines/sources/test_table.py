@@ -24,6 +24,7 @@ from d3jax.errors import ConfigError, D3jaxError, DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.source import PrepareConfig, Source
 from data_pipelines.sources.table import MAX_VALUES, TableConfig, read_table
+from tests.cases import cases
 from tests.data_pipelines.raw_files import RawFiles
 
 ML_100K = Path(__file__).parents[4] / "shared" / "data" / "ml-100k"
@@ -107,6 +108,7 @@ def test_joined_rows_are_those_of_plain_python(world: World) -> None:
     assert not {"unmatched", "unused_columns"} & set(prepared.provenance)
 
 
+@pytest.mark.slow
 def test_named_scenarios_in_the_order_of_numbers(world: World) -> None:
     world.users = {user: (str(8 + n % 3), "x") for n, user in enumerate(world.users)}
     world.write("users.csv", "user,age,city", [(k, *v) for k, v in world.users.items()])
@@ -129,6 +131,7 @@ def test_columns_may_be_called_as_prepare_calls_its_own(world: World) -> None:
     assert found == sorted((u, i, t % 2, r % 2) for u, i, r, t in world.log)
 
 
+@pytest.mark.slow
 def test_repeated_events_stay_on_one_side(world: World) -> None:
     world.edit("log.csv", lambda lines: [*lines, *lines[1:200], lines[1]])
     for split in ("random", "time", "user"):
@@ -170,6 +173,7 @@ def test_times_of_every_kind_are_put_in_order(world: World) -> None:
     assert sorted(late) == sorted((u, i) for u, i, _, t in world.log if t >= 1320)
 
 
+@pytest.mark.slow
 def test_a_column_of_the_same_name_matters_only_where_it_is_used(world: World) -> None:
     """Both tables may have an id, a date, or a column that pandas left without a name."""
     for name, extra in (("log.csv", "7"), ("users.csv", "8")):
@@ -203,18 +207,18 @@ def test_keys_and_scenarios_are_whole_numbers_with_and_without_a_point(world: Wo
 
 
 @pytest.mark.parametrize(
-    "words", [("0", "1"), ("0.0", "1.0"), ("False", "True"), ("false", "TRUE")]
+    "words",
+    cases(["0 1", "0.0 1.0", "False True", "false TRUE"], quick=["false TRUE"]),
 )
-def test_a_label_of_its_own_is_0_and_1_or_false_and_true(
-    world: World, words: tuple[str, str]
-) -> None:
-    rows = [(u, i, words[r > 3], t) for u, i, r, t in world.log]
+def test_a_label_of_its_own_is_0_and_1_or_false_and_true(world: World, words: str) -> None:
+    rows = [(u, i, words.split()[r > 3], t) for u, i, r, t in world.log]
     world.write("log.csv", "user,item,rating,time", rows)
     prepared = world.prepare(label="rating")
     clicks = sum(prepared.rows(split).label.sum() for split in SPLITS)
     assert clicks == sum(r > 3 for _, _, r, _ in world.log)
 
 
+@pytest.mark.slow
 def test_list_columns_are_fields_of_several_values(world: World) -> None:
     plain = world.prepare()
     table = pa.table(
@@ -257,6 +261,7 @@ def test_columns_that_no_flag_names_are_told(world: World) -> None:
     assert prepared.provenance["unused_columns"] == ["age", "kinds"]
 
 
+@pytest.mark.slow
 def test_rows_without_a_partner(world: World) -> None:
     world.edit("items.csv", lambda lines: [line for line in lines if not line.startswith("i7,")])
     prepared = world.prepare()
@@ -276,139 +281,139 @@ def replaced(number: int, old: str, new: str) -> Callable[[list[str]], list[str]
     return change
 
 
+REFUSED: list[Any] = [
+    (
+        "log.csv",
+        lambda lines: [*lines[:4], "u1,i1,good,1", *lines[4:]],
+        {},
+        "file log.csv, line 5: rating is 'good', not a number",
+    ),
+    (
+        "log.csv",
+        lambda lines: [*lines[:4], "u1,i1,,1", *lines[4:]],
+        {"label": "rating=good"},
+        "file log.csv, line 5: there is no rating for this row; every row needs one",
+    ),
+    (
+        "log.csv",
+        lambda lines: [*lines[:4], "u1,i1,2,1"],
+        {"label": "rating"},
+        r"line \d: rating is '[2-5]', not 0 or 1; give a rule such as x>3",
+    ),
+    (
+        "users.csv",
+        lambda lines: [*lines, lines[3]],
+        {},
+        "user 'u2' appears more than once: file users.csv, line 4, file users.csv, line 42",
+    ),
+    (
+        "users.csv",
+        lambda lines: [line for line in lines if not line.startswith("u3,")],
+        {},
+        r"file log.csv, line \d+: there is no age for this row, which is from users.csv; every",
+    ),
+    (
+        "users.csv",
+        lambda lines: [line.replace(",y", ",") for line in lines],
+        {"scenario": "city=1,2"},
+        r"file log.csv, line \d+: there is no city for this row, which is from users.csv",
+    ),
+    (
+        "users.csv",
+        lambda lines: (
+            [line.replace(",y", ",7").replace(",x", ",7") for line in lines[:-1]]
+            + [lines[-1][:-1] + "north"]
+        ),
+        {"scenario": "city=1,2"},
+        "file users.csv, line 41: city is 'north', not a number",
+    ),
+    (
+        "users.csv",
+        lambda lines: [line.replace("u", "x", 1) if n else line for n, line in enumerate(lines)],
+        {},
+        "no user of log.csv is in users.csv, so the join adds nothing; check how both files",
+    ),
+    (
+        "users.csv",
+        replaced(1, "city", "rating"),
+        {"fields": ()},
+        "column 'rating' is in users.csv and already in the tables before it; rename one",
+    ),
+    (
+        "log.csv",
+        lambda lines: [*lines[:2], "u1,i1,3,yesterday"],
+        {},
+        "file log.csv, line 3: time is 'yesterday'; write all times as numbers, or all as",
+    ),
+    (
+        "log.csv",
+        lambda lines: [*lines[:2], "u1,i1,3,2024-01-01"],
+        {},
+        "file log.csv, line 3: time is '2024-01-01'; write all times as numbers, or all as",
+    ),
+    *(
+        (
+            "log.csv",
+            lambda lines, wrong=wrong: [lines[0], f"u1,i1,3,{wrong}"],
+            {},
+            f"file log.csv, line 2: time is '{wrong}'; write all times as numbers, or all as",
+        )
+        for wrong in (
+            "2024-01-01-05",
+            "2024-01-01T10:00.99:99",
+            "2024-13-45",
+            "2023-02-29",
+            "2024-01-01 24:00:00",
+            "9:05:00",
+            "1e999",
+        )
+    ),
+    *(
+        (
+            "log.csv",
+            lambda lines, wrong=wrong: [f"{lines[0]},price", f'u1,i1,3,1,"{wrong}"'],
+            {"numeric": ("price=5",)},
+            f"line 2: price is '{re.escape(wrong)}', not a number; leave it empty where",
+        )
+        for wrong in ("inf", "NaN", "1,299.00", "$12", "1e999", "9" * 400)
+    ),
+    (
+        "log.csv",
+        lambda lines: [f"{lines[0]},place", "u1,i1,3,1,3", "u1,i1,3,1,NaN"],
+        {"scenario": "place"},
+        "file log.csv, line 3: place is 'NaN', but every row needs a scenario",
+    ),
+    (
+        "log.csv",
+        lambda lines: [*lines[:2], "u1,i1,3,"],
+        {},
+        "file log.csv, line 3: there is no time for this row; every row needs one",
+    ),
+    (
+        "log.csv",
+        lambda lines: lines,
+        {"scenario": "time", "time": None},
+        "column 'time' has more than 100 values, too many for scenarios; divide its numbers",
+    ),
+    (
+        "log.csv",
+        lambda lines: lines,
+        {"fields": ("town",)},
+        "there is no column 'town' in log.csv, users.csv, items.csv; they have user, item,",
+    ),
+    (
+        "log.csv",
+        lambda lines: lines,
+        {"label": "click"},
+        "there is no column 'click' in log.csv",
+    ),
+    ("log.csv", lambda lines: [], {}, "file log.csv, line 1 is blank"),
+    ("log.csv", lambda lines: lines[:1], {"join": ()}, "there is no column 'age' in log.csv"),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "change", "changes", "message"),
-    [
-        (
-            "log.csv",
-            lambda lines: [*lines[:4], "u1,i1,good,1", *lines[4:]],
-            {},
-            "file log.csv, line 5: rating is 'good', not a number",
-        ),
-        (
-            "log.csv",
-            lambda lines: [*lines[:4], "u1,i1,,1", *lines[4:]],
-            {"label": "rating=good"},
-            "file log.csv, line 5: there is no rating for this row; every row needs one",
-        ),
-        (
-            "log.csv",
-            lambda lines: [*lines[:4], "u1,i1,2,1"],
-            {"label": "rating"},
-            r"line \d: rating is '[2-5]', not 0 or 1; give a rule such as x>3",
-        ),
-        (
-            "users.csv",
-            lambda lines: [*lines, lines[3]],
-            {},
-            "user 'u2' appears more than once: file users.csv, line 4, file users.csv, line 42",
-        ),
-        (
-            "users.csv",
-            lambda lines: [line for line in lines if not line.startswith("u3,")],
-            {},
-            r"file log.csv, line \d+: there is no age for this row, which is from users.csv; every",
-        ),
-        (
-            "users.csv",
-            lambda lines: [line.replace(",y", ",") for line in lines],
-            {"scenario": "city=1,2"},
-            r"file log.csv, line \d+: there is no city for this row, which is from users.csv",
-        ),
-        (
-            "users.csv",
-            lambda lines: (
-                [line.replace(",y", ",7").replace(",x", ",7") for line in lines[:-1]]
-                + [lines[-1][:-1] + "north"]
-            ),
-            {"scenario": "city=1,2"},
-            "file users.csv, line 41: city is 'north', not a number",
-        ),
-        (
-            "users.csv",
-            lambda lines: [
-                line.replace("u", "x", 1) if n else line for n, line in enumerate(lines)
-            ],
-            {},
-            "no user of log.csv is in users.csv, so the join adds nothing; check how both files",
-        ),
-        (
-            "users.csv",
-            replaced(1, "city", "rating"),
-            {"fields": ()},
-            "column 'rating' is in users.csv and already in the tables before it; rename one",
-        ),
-        (
-            "log.csv",
-            lambda lines: [*lines[:2], "u1,i1,3,yesterday"],
-            {},
-            "file log.csv, line 3: time is 'yesterday'; write all times as numbers, or all as",
-        ),
-        (
-            "log.csv",
-            lambda lines: [*lines[:2], "u1,i1,3,2024-01-01"],
-            {},
-            "file log.csv, line 3: time is '2024-01-01'; write all times as numbers, or all as",
-        ),
-        *(
-            (
-                "log.csv",
-                lambda lines, wrong=wrong: [lines[0], f"u1,i1,3,{wrong}"],
-                {},
-                f"file log.csv, line 2: time is '{wrong}'; write all times as numbers, or all as",
-            )
-            for wrong in (
-                "2024-01-01-05",
-                "2024-01-01T10:00.99:99",
-                "2024-13-45",
-                "2023-02-29",
-                "2024-01-01 24:00:00",
-                "9:05:00",
-                "1e999",
-            )
-        ),
-        *(
-            (
-                "log.csv",
-                lambda lines, wrong=wrong: [f"{lines[0]},price", f'u1,i1,3,1,"{wrong}"'],
-                {"numeric": ("price=5",)},
-                f"line 2: price is '{re.escape(wrong)}', not a number; leave it empty where",
-            )
-            for wrong in ("inf", "NaN", "1,299.00", "$12", "1e999", "9" * 400)
-        ),
-        (
-            "log.csv",
-            lambda lines: [f"{lines[0]},place", "u1,i1,3,1,3", "u1,i1,3,1,NaN"],
-            {"scenario": "place"},
-            "file log.csv, line 3: place is 'NaN', but every row needs a scenario",
-        ),
-        (
-            "log.csv",
-            lambda lines: [*lines[:2], "u1,i1,3,"],
-            {},
-            "file log.csv, line 3: there is no time for this row; every row needs one",
-        ),
-        (
-            "log.csv",
-            lambda lines: lines,
-            {"scenario": "time", "time": None},
-            "column 'time' has more than 100 values, too many for scenarios; divide its numbers",
-        ),
-        (
-            "log.csv",
-            lambda lines: lines,
-            {"fields": ("town",)},
-            "there is no column 'town' in log.csv, users.csv, items.csv; they have user, item,",
-        ),
-        (
-            "log.csv",
-            lambda lines: lines,
-            {"label": "click"},
-            "there is no column 'click' in log.csv",
-        ),
-        ("log.csv", lambda lines: [], {}, "file log.csv, line 1 is blank"),
-        ("log.csv", lambda lines: lines[:1], {"join": ()}, "there is no column 'age' in log.csv"),
-    ],
+    ("name", "change", "changes", "message"), cases(REFUSED, quick=REFUSED[::3])
 )
 def test_rows_that_are_refused(
     world: World, name: str, change: Any, changes: dict[str, Any], message: str
@@ -456,6 +461,7 @@ BYTES = st.one_of(
 
 @settings(max_examples=25)
 @given(BYTES, st.integers(0, 60))
+@pytest.mark.slow
 def test_any_bytes_are_prepared_or_refused(spoiled: bytes, place: int) -> None:
     lines = [b"u,s,y\n", *(b"u%d,%d,%d\n" % (n % 9, n % 2, n % 3 % 2) for n in range(60))]
     lines.insert(place, spoiled)

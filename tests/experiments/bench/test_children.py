@@ -34,6 +34,7 @@ def test_d3jax_answers(tmp_path: Path) -> None:
     assert answer["peak_megabytes"] > 100
 
 
+@pytest.mark.slow
 def test_reference_is_written(tmp_path: Path) -> None:
     assert ask(replace(REQUEST, action="reference", folder=str(tmp_path))) == {}
     with np.load(tmp_path / "results.npz") as results, np.load(tmp_path / "weights.npz") as weights:

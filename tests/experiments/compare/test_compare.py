@@ -93,6 +93,7 @@ def test_a_cell_has_what_train_would_have_measured(
     assert theirs["overall"]["logloss"] == pytest.approx(ours["overall"]["logloss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_gone_unless_kept_and_the_cell_can_be_inspected_then(
     finished: Path, prepared: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_cells_leave_no_open_file_behind_also_those_that_fail(
     assert opened == [opened[0]] * 2 + [opened[2]] * 2
 
 
+@pytest.mark.slow
 def test_a_log_has_a_line_a_cell_with_the_time_left(prepared: Path, tmp_path: Path) -> None:
     log = StringIO()
     table = replace(TABLE, methods=(MLP,))

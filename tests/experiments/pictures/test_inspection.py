@@ -39,6 +39,7 @@ def test_every_picture_is_drawn_twice(trained: Path, tmp_path: Path) -> None:
     assert "http" not in svg.split("<defs>", 1)[1].replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_rows_are_seen_once_in_order(observed: Observed, prepared: Path) -> None:
     rows = open_prepared(prepared).rows("test")
     np.testing.assert_array_equal(observed.scores.label, rows.label)

@@ -220,6 +220,7 @@ def scores_of(trainer, state):
 
 
 @pytest.mark.parametrize("update", [pytest.param("dense", marks=pytest.mark.slow), "lazy_adamw"])
+@pytest.mark.slow
 def test_a_model_with_a_sharded_table_trains_and_scores_as_with_a_whole_one(config, update):
     ours, theirs = (
         trainer_of(config, 8, update),
