@@ -167,13 +167,8 @@ def test_eight_devices_are_one(draw: Draw) -> None:
     )
 
 
-def test_initial_scales_and_count(key: jax.Array) -> None:
+def test_its_parameters_are_counted() -> None:
     declared = d3_official(CONFIG).declare(SIZES, I)
-    params = initialize(declared.params, key)
-    limit = np.sqrt(6 / (I + O))
-    for kernel in (params.generator.kernel_offset, params.shared):
-        assert 0.8 * limit < np.abs(kernel).max() <= limit
-    assert not np.array_equal(params.generator.kernel_offset, params.shared)
     m = N * H
     blocks = [(N * D, 7), (7, 3), (3, 2), (O, 5), (5, 4)]
     assert count(declared.params) == (
@@ -186,3 +181,30 @@ def test_initial_scales_and_count(key: jax.Array) -> None:
         + sum(a * b + 3 * b for a, b in blocks)
         + (4 + 1)
     )
+
+
+def test_linear_layers_start_as_those_of_pytorch() -> None:
+    """Kernels and biases fill ±1/√inputs; the shared kernel is Glorot's, and norms are neutral."""
+    config = replace(CONFIG, field_hidden=20, width=30, gate_layers=(50, 40), head_layers=(60,))
+    params = initialize(d3_official(config).declare(Sizes(N, 50, 3), 70).params, jax.random.key(0))
+    bounds = {
+        "attention": 50,
+        "hidden.field": 50,
+        "hidden.mix": N * 20,
+        "generator": N * 20,
+        "gate[0].dense": N * 50,
+        "gate[1].dense": 50,
+        "gate[2].dense": 40,
+        "tail[0].dense": 30,
+        "output": 60,
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path).lstrip(".")
+        if "norm" in name:
+            continue
+        found = [inputs for start, inputs in bounds.items() if name.startswith(start)]
+        limit = found[0] ** -0.5 if found else (6 / (70 + 30)) ** 0.5
+        largest = float(abs(leaf).max())
+        assert largest <= limit, name
+        assert leaf.size < 30 or largest > 0.9 * limit, name
+    assert params.shared is not None
