@@ -1,4 +1,4 @@
-"""Which fields divide the rows into domains, by the evidence of the training rows.
+"""The division of rows into domains by fields, found in the evidence of the training rows.
 
 Multi-domain models take for granted that the scenarios are the domains. D3 asks which fields of a
 row are sensitive to its domain; this asks the question before it: in whose values do the other
@@ -27,7 +27,7 @@ from d3jax.domains import joined
 MOST_VALUES = 64
 """A field, or two together, of more values than these are no candidates."""
 MOST_ROWS = 300_000
-"""Of more rows than these, evenly spaced ones are asked."""
+"""Where there are more rows, evenly spaced ones are asked."""
 SWEEPS = 5
 """Passes over the fields until the additive model stands."""
 PRIOR = 1.0
@@ -37,7 +37,7 @@ VARIANCES = 4.0 ** np.arange(-7, 2)
 TIE = 10.0
 """Other fields than the scenario must have this much more evidence, in nats."""
 DENSE_CELLS = 1 << 22
-"""Of more cells only those that have rows are counted."""
+"""Where there are more cells, only those that have rows are counted."""
 
 
 class Division(NamedTuple):
