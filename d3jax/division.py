@@ -27,7 +27,7 @@ from d3jax.domains import joined
 MOST_VALUES = 64
 """A field, or two together, of more values than these are no candidates."""
 MOST_ROWS = 300_000
-"""Where there are more rows, evenly spaced ones are asked."""
+"""The most rows that are asked; of more, evenly spaced ones are."""
 SWEEPS = 5
 """Passes over the fields until the additive model stands."""
 PRIOR = 1.0
@@ -37,7 +37,7 @@ VARIANCES = 4.0 ** np.arange(-7, 2)
 TIE = 10.0
 """Other fields than the scenario must have this much more evidence, in nats."""
 DENSE_CELLS = 1 << 22
-"""Where there are more cells, only those that have rows are counted."""
+"""The most cells that are all counted; of more, those that have rows are."""
 
 
 class Division(NamedTuple):
