@@ -67,9 +67,12 @@ def save_as(figure: Figure, path: Path, **options: Any) -> None:
 
 
 def method_dots(
-    methods: Sequence[str], groups: Sequence[str], spread: Spread, metric: str
+    methods: Sequence[str], groups: Sequence[str], spread: Spread, metric: str, over: str = "seeds"
 ) -> Figure:
-    """A panel a group: each method's mean as a dot, its standard deviation as a bar."""
+    """A panel a group: each method's mean as a dot, its standard deviation as a bar.
+
+    `over` says what the deviation is over.
+    """
     size = (1.9 + 2.1 * len(groups), 1.3 + 0.3 * len(methods))
     figure = Figure(figsize=size, layout="constrained")
     panels = _row(figure, len(groups), sharey=True)
@@ -88,7 +91,7 @@ def method_dots(
     panels[0].set_yticks(places, [names[method] for method in methods])
     panels[0].invert_yaxis()
     figure.suptitle(
-        f"Mean and standard deviation over seeds; dashed: {names[methods[0]]}", fontsize=10
+        f"Mean and standard deviation over {over}; dashed: {names[methods[0]]}", fontsize=10
     )
     return figure
 

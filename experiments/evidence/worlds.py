@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from d3jax.config import Config
 from d3jax.console.safe_text import csv_writer, markdown_code
@@ -26,6 +27,7 @@ from d3jax.console.terminal import Console
 from d3jax.data.synthetic import SyntheticConfig
 from d3jax.domains import AUTO
 from d3jax.evaluate import best_possible
+from d3jax.pictures.charts import Spread, method_dots, save
 from d3jax.presets import PRESETS
 from experiments.compare.compare import Plan
 from experiments.compare.markdown import markdown_table
@@ -137,6 +139,18 @@ def markdown(found: Sequence[Outcome], table: Table, command: str) -> str:
     return "\n".join(parts) + "\n"
 
 
+def gains(found: Sequence[Outcome], table: Table) -> Figure:
+    """A panel a group: how much AUC each method has more than the first, over worlds."""
+    by = {(one.world, one.method, one.group): one.auc for one in found}
+    worlds = list(dict.fromkeys(one.world for one in found))
+    groups = list(dict.fromkeys(one.group for one in found))
+    names = [method.name for method in table.methods]
+    auc = np.array([[[by[w, name, group] for w in worlds] for group in groups] for name in names])
+    gain = auc - auc[0]
+    spread = Spread(gain.mean(-1), gain.std(-1, ddof=1 if len(worlds) > 1 else 0))
+    return method_dots(names, groups, spread, f"AUC more than {names[0]}", "worlds")
+
+
 def write_table(path: Path, found: Sequence[Outcome]) -> None:
     """One line an outcome, with all digits."""
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -147,7 +161,7 @@ def write_table(path: Path, found: Sequence[Outcome]) -> None:
 
 
 def main(study: Study) -> None:
-    """Makes the worlds, trains what isn't trained yet, and writes worlds.md and worlds.csv."""
+    """Makes the worlds, trains what isn't trained yet, and writes worlds.md, .csv and a picture."""
     console = Console(stderr=True)
     table, found = methods(study.domain), list[Outcome]()
     for world in study.worlds:
@@ -156,6 +170,7 @@ def main(study: Study) -> None:
         data = SyntheticConfig(study.rows, seed=world, domain=study.domain)
         found += outcomes(world, compare_on(data, plan, console))
     write_table(study.out / "worlds.csv", found)
+    save(gains(found, table), study.out / "worlds")
     worlds = " ".join(map(str, study.worlds))
     command = f"python -m experiments.evidence.worlds --worlds {worlds} --rows {study.rows}"
     if study.domain:
