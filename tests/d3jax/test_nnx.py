@@ -91,6 +91,7 @@ def test_a_flax_model_with_a_d3_layer_learns(rows):
         assert jnp.abs(leaf[...]).max() > 0, path
 
 
+@pytest.mark.slow
 def test_weights_go_from_a_checkpoint_into_a_module_and_back(rows, tmp_path):
     hidden, x = rows
     schema = Schema(tuple(Field(f"f{i}", 6) for i in range(N)), ("a", "b"))

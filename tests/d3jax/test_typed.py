@@ -53,6 +53,8 @@ def right(kind: Any) -> tuple[Any, ...]:
         return TEXTS
     if kind == tuple[int, ...]:
         return ([], [1])
+    if kind == tuple[str, ...]:
+        return ([], ["3"])
     assert str(kind).startswith("typing.Literal"), kind
     return ()
 
@@ -80,7 +82,8 @@ def test_a_setting_of_the_wrong_type_is_refused_by_name_value_and_cure(name: str
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_the_right_type_comes_back_or_is_refused_for_its_range(name: str) -> None:
     section, key = name.split(".")
-    choices = () if SETTINGS[name] == tuple[int, ...] else get_args(SETTINGS[name])
+    lists = (tuple[int, ...], tuple[str, ...])
+    choices = () if SETTINGS[name] in lists else get_args(SETTINGS[name])
     values = (*right(SETTINGS[name]), *choices)
     if name in NAMED:  # of the texts those that a part is called; test_registry has the others
         values = tuple(NAMED[name].names())

@@ -184,6 +184,7 @@ INTEGERS = st.integers(-(2**53), 2**53)
     st.sampled_from(sorted(WAYS)),
     st.sampled_from(sorted(WAYS)),
 )
+@pytest.mark.slow
 def test_any_integers_keep_their_ids(numbers: list[int], way: str, other: str) -> None:
     columns = some_columns(120)
     columns["item"] = [numbers[row % len(numbers)] for row in range(120)]

@@ -211,8 +211,11 @@ def test_a_full_disk_is_told_and_leaves_nothing_in_the_way(
     assert {path.name for path in tmp_path.iterdir()} - {clicks.name} == kept
 
 
+@pytest.mark.slow
 def test_a_run_that_met_a_full_disk_goes_on(prepared: Path, tmp_path: Path, capsys: Capsys) -> None:
     run = tmp_path / "run"
+    # The programs are compiled and kept before the disk is full: a kept one is a file as well.
+    main(["train", str(prepared), "--out", str(tmp_path / "other"), *PLAIN])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
     try:

@@ -21,6 +21,7 @@ from d3jax.cli import main
 from d3jax.evaluate import trainer_for
 from d3jax.parameters import named_leaves
 from d3jax.run import open_run
+from tests.conftest import QUICKLY
 from tests.flags import LONG
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def environment() -> dict[str, str]:
     """One device, and programs that compile quickly: most of the time is spent on starting."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": QUICKLY,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 

@@ -30,7 +30,6 @@ from d3jax.data.loader import (
     window_index,
 )
 from d3jax.errors import ConfigError, DataError
-from tests.cases import cases
 
 NUM_ROWS, BATCH = 1003, 64
 
@@ -294,7 +293,8 @@ def test_processes_share_the_global_batches(count: int, window: int | None) -> N
     assert_same(joined, train(rows, 10, 20, window_rows=window))
 
 
-@pytest.mark.parametrize("window", cases([None, 100], quick=[100]))
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.slow
 def test_reader_processes_give_the_same_stream_and_stop_when_closed(
     tmp_path: Path, window: int | None
 ) -> None:

@@ -208,6 +208,7 @@ def test_a_weight_schedule_changes_nothing_before_it_starts(schema, config, batc
     assert largest_difference(moments(plain), moments(earlier)) > 1e-2
 
 
+@pytest.mark.slow
 def test_neutral_weights_make_d3_equal_d2(schema, config, batch):
     neutral = BalanceOptions(
         complexity_shift=1, complexity_scale=0, specificity_shift=1, specificity_scale=0

@@ -81,6 +81,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(schema, model):
         ours.step(ours.init(), make_batch(schema, 63, seed=0))
 
 
+@pytest.mark.slow
 def test_a_balance_starts_after_its_share_of_the_steps(schema, model):
     batch, mesh = make_batch(schema, 64, seed=0), two()
 

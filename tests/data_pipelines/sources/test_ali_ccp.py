@@ -121,6 +121,7 @@ def test_rows_by_hand(directory: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_lists_keep_their_last_values(directory: Path) -> None:
     rows = rows_of(read(directory, last_value=False, max_slots=2))
     assert (rows[0]["109_14"], rows[0]["210"], rows[2]["109_14"]) == ("51|52", "1|2", None)

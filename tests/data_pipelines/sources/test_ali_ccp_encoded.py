@@ -88,6 +88,7 @@ def assert_kept(prepared: Prepared, rows: dict[str, list[Row]]) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_ids_are_kept(tmp_path: Path, rows: dict[str, list[Row]]) -> None:
     source = ali_ccp_encoded(CONNECTION, write(tmp_path / "raw", rows))
     prepared = prepare(source, tmp_path / "out", PrepareConfig(min_count=5))

@@ -159,6 +159,7 @@ def test_the_second_period_is_read(world: World) -> None:
     assert prepared.schema.scenarios == ("tab 0", "tab 1", "tab 2", "tab 4", "tab 6")
 
 
+@pytest.mark.slow
 def test_both_periods(world: World) -> None:
     prepared = world.prepare(both_periods=True, tabs=("1", "0"))
     rows = world.logs[LATE] + world.logs[EARLY]

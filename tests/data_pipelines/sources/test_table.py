@@ -188,6 +188,7 @@ def test_a_column_of_the_same_name_matters_only_where_it_is_used(world: World) -
     assert prepared.provenance["unused_columns"] == ["id", " column 6", " column 5"]
 
 
+@pytest.mark.slow
 def test_keys_and_scenarios_are_whole_numbers_with_and_without_a_point(world: World) -> None:
     plain = world.prepare()
     for name in ("log.csv", "users.csv"):
@@ -243,6 +244,7 @@ def test_list_columns_are_fields_of_several_values(world: World) -> None:
         world.read(join=joins, multi=("kinds",), fields=("struct",))
 
 
+@pytest.mark.slow
 def test_only_so_many_values_of_a_row_are_kept(world: World) -> None:
     history = "|".join(f"h{n}" for n in range(3000))
     rows = [
@@ -254,6 +256,7 @@ def test_only_so_many_values_of_a_row_are_kept(world: World) -> None:
     assert prepared.provenance["cut"] == {"kinds": 3000}
 
 
+@pytest.mark.slow
 def test_columns_that_no_flag_names_are_told(world: World) -> None:
     prepared = world.prepare(fields=(), multi=(), item=None)
     assert prepared.provenance["unused_columns"] == ["city", "kinds"]

@@ -147,6 +147,7 @@ def test_a_log_has_a_line_a_cell_with_the_time_left(prepared: Path, tmp_path: Pa
     assert lines[2] == "2 of 2: MLP, seed 1"
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_not_trained_again_and_another_table_shares_it(
     finished: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_finished_cell_is_not_trained_again_and_another_table_shares_it(
     assert again == (finished / "cells/mlp/1/evaluation.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_stopped_saves_reports_and_goes_on(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

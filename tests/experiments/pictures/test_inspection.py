@@ -48,6 +48,7 @@ def test_rows_are_seen_once_in_order(observed: Observed, prepared: Path) -> None
     assert open_prepared(prepared).schema.user_slot == 1
 
 
+@pytest.mark.slow
 def test_weights_are_complexity_times_specificity_within_a_batch(
     observed: Observed, trained: Path, prepared: Path
 ) -> None:

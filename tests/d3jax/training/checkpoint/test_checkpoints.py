@@ -552,6 +552,7 @@ def test_a_first_checkpoint_that_does_not_come_back_is_told_at_once(tmp_path, op
         checkpoints.prove(3)
 
 
+@pytest.mark.slow
 def test_donated_steps_do_not_reach_into_a_save_under_way(checkpoints, schema, trainer_on):
     trainer = trainer_on(8)
     state = trainer.init()
