@@ -23,7 +23,7 @@ from d3jax.verb import Verb
 from experiments.compare.tables import BACKBONE, Method, find_table, preset_path
 from experiments.search.spaces import check_drawn
 
-TableName = Literal[1, 2, 3, "open", "terms"]
+TableName = Literal[1, 2, 3, "open", "terms", "default"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Compare(Settings):
 
     prepared: tyro.conf.Positional[Path] = tyro.MISSING
     """A prepared directory."""
-    table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open|terms")] = None
+    table: Annotated[TableName | None, tyro.conf.arg(metavar="TABLE")] = None
     """1: backbones without and with D3; 2: weight generators and loss adapters; 3: D3's parts;
-    open: what the paper leaves open."""
+    open: what the paper leaves open; terms: a domain's own terms; default: `d3jax train`'s."""
     figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
     """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
     on: str = BACKBONE
@@ -135,7 +135,7 @@ class Search(Settings):
     """Runs of the three best settings; the best mean wins."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("searched.json")
     """The preset file to write, for --config; the trials are in a .db file beside it."""
-    table: Annotated[TableName | None, tyro.conf.arg(metavar="1|2|3|open|terms")] = None
+    table: Annotated[TableName | None, tyro.conf.arg(metavar="TABLE")] = None
     """Search for each method of that table; --out is then a folder, for compare --configs."""
     on: str = BACKBONE
     """The backbone of tables 2 and 3."""

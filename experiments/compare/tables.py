@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d3jax.config import Config
+from d3jax.domains import AUTO
 from d3jax.errors import ConfigError
 
 START_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -107,6 +108,9 @@ class Table:
         """The method of that name, None when the table has none."""
         return next((method for method in self.methods if method.name == name), None)
 
+
+Settings = tuple[tuple[str, Any], ...]
+"""Settings of a method by name, such as "model.wide", and their values."""
 
 MLP = Method(TITLES["plain"], "plain")
 """A plain network on all embeddings: the bar that anything more elaborate has to pass."""
@@ -238,6 +242,20 @@ def terms(backbone: str = BACKBONE) -> Table:
     return Table("terms", "A scenario's own terms, and the adaptive form of D3", methods)
 
 
+def default(backbone: str = BACKBONE) -> Table:
+    """What `d3jax train` trains, with the terms and the domains that the data speak for, against
+    a plain network, and the backbones that have to be passed, without either."""
+    plain: Settings = (_wide("none"), ("model.domain", []))
+    auto: Settings = (_wide("auto"), ("model.domain", list(AUTO)))
+    rivals = (_own(name) for name in ("shared_bottom", "mmoe", "pepnet"))
+    methods = (
+        replace(MLP, settings=plain),
+        *(replace(each, base=MLP.name, settings=plain) for each in rivals),
+        replace(_d3("shared_bottom", "d3", base=MLP.name), name="the default", settings=auto),
+    )
+    return Table("default", "The default, and what it has to pass", methods)
+
+
 def _wide(kind: str) -> tuple[str, Any]:
     return ("model.wide", kind)
 
@@ -248,6 +266,7 @@ TABLES: dict[int | str, Callable[[str], Table]] = {
     3: table3,
     "open": open_points,
     "terms": terms,
+    "default": default,
 }
 FIGURES: dict[int, Callable[[str], Table]] = {3: figure3, 4: figure4}
 
