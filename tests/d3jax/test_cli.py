@@ -201,7 +201,7 @@ def test_the_backbone_of_a_table_is_refused_where_it_does_nothing(
         "train data --preset best --backbone star",
         "train data --preset official --form text",
         "train data --backbone star --width 0",
-        "train data --backbone star --field-hidden 16",
+        "train data --backbone star --field-hidden 8",
         "train data --backbone mmoe --mmoe.experts 3",
         "compare data --table 1 --mmoe.experts 3",
         "compare data --table 1 --width 9 --tower-layers 9",
