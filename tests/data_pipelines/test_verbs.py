@@ -15,7 +15,8 @@ from rich.cells import cell_len
 from d3jax.cli import main
 from d3jax.console.safe_text import visible
 from d3jax.data.prepared import open_prepared
-from data_pipelines.describe import split_facts
+from d3jax.division import Division
+from data_pipelines.describe import division_grid, split_facts
 from tests.names import HOSTILE
 
 Shown = pytest.CaptureFixture[str]
@@ -105,6 +106,20 @@ def test_describe(prepared: Path, tmp_path: Path, capsys: Shown) -> None:
     label = open_prepared(prepared).rows("test").label
     assert f"{len(label):,} │ {label.mean():.4f}" in shown
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_describe_says_by_what_the_rows_divide_and_what_acts_differently_then() -> None:
+    found = [
+        Division(("device",), 1234.4, {"hour": 0.4, "city": 30.0, "brand": 1204.0}),
+        *(Division((f"f{n}", "age"), 100.0, {"city": 100.0}) for n in range(9)),
+        Division((), 0.0, {}),
+    ]
+    grid = division_grid(found)
+    assert [tuple(line) for line in grid.lines] == [
+        ("device", "1,234", "brand, city"),
+        *((f"f{n} and age", "100", "city") for n in range(3)),
+        ("the scenarios", "0", "nothing"),
+    ]
 
 
 def test_facts_are_those_of_a_plain_count(prepared: Path) -> None:
