@@ -76,6 +76,7 @@ def model(
     """
     is_a("schema", schema, Schema, "data.schema of a prepared directory")
     is_a("backbone", backbone, Backbone, "what a backbone returns, such as mmoe(d3(), experts=4)")
+    is_a("domain", domain, (list, tuple), 'the names of fields, such as ["device"]')
     config = ModelConfig(
         embedding_dim=embedding_dim,
         embedding_init=embedding_init,

@@ -58,6 +58,10 @@ def test_what_is_no_path(name: str, value: Any, tmp_path: Path) -> None:
         (lambda: make_model(None, None), "schema is None; give data.schema of a prepared"),
         (lambda: make_model(SCHEMA, "mmoe"), "backbone is 'mmoe'; give what a backbone returns"),
         (
+            lambda: make_model(SCHEMA, d3jax.plain(d3jax.dense_head(())), domain="user"),
+            "domain is 'user'; give the names of fields, such as",
+        ),
+        (
             lambda: make_model(SCHEMA, d3jax.mmoe),
             "backbone is the function mmoe; give what a backbone",
         ),
