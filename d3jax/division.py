@@ -34,8 +34,10 @@ PRIOR = 1.0
 """The precision of the additive model's weights."""
 VARIANCES = 4.0 ** np.arange(-7, 2)
 """The τ² that are tried."""
-TIE = 10.0
-"""Other fields than the scenario must have this much more evidence, in nats."""
+SURE = 10.0
+WORTH = 1e-3
+"""Other fields than the scenario must have this much more evidence: nats in all, so that it is no
+chance, and nats a row, so that it is worth leaving the scenarios."""
 DENSE_CELLS = 1 << 22
 """The most cells that are all counted; of more, those that have rows are."""
 
@@ -80,7 +82,8 @@ def divisions(schema: Schema, rows: Rows) -> list[Division]:
             if name not in (fields or (schema.scenario_field,))
         }
         found.append(Division(fields, sum(acting.values()), acting))
-    return sorted(found, key=lambda one: -one.evidence - (0.0 if one.fields else TIE))
+    ahead = max(SURE, WORTH * len(label))
+    return sorted(found, key=lambda one: -one.evidence - (0.0 if one.fields else ahead))
 
 
 def candidates(
