@@ -26,6 +26,7 @@ SCHEMA = Schema(
     (Field("item", 9), Field("device", 3), Field("tags", 6, slots=2), Field("place", 4)),
     ("home", "detail"),
     scenario_field="place",
+    item_field="item",
 )
 DEVICES = dataclasses.replace(SCHEMA, scenarios=("unknown", "phone", "tv"), scenario_field="device")
 """The same rows where the scenarios are what the devices are."""
