@@ -86,6 +86,12 @@ def inspect_run(
         evaluation_table(f"{directory}: {split} rows", evaluation), trust_table(evaluation)
     )
     console.print(f"{len(files)} pictures are in {folder}")
+    start = adaptation_start(run)
+    if observed.scores.weight is not None and loaded.step <= start:
+        console.print(
+            f"none is of loss weights: rows are weighed from step {start + 1:,} on, and the best "
+            f"weights are of step {loaded.step:,}"
+        )
     return files
 
 
@@ -135,7 +141,7 @@ def adapter_weights(run: Run, loaded: Loaded, batches: list[Batch]) -> np.ndarra
 def figures(
     run: Run, best_step: int, observed: Observed, evaluation: Evaluation, split: str
 ) -> Iterator[tuple[str, Figure]]:
-    """Names and figures of what the run has."""
+    """Names and figures of what the run has; D3's loss weights only where they were applied."""
     groups = _groups(run, observed.scores)
     training, curves = read_curves(run)
     logloss, auc, gate, weight = (curves[name] for name in WRITTEN)
@@ -150,7 +156,7 @@ def figures(
     start = adaptation_start(run)
     if gate:
         yield "gates-over-training", balance_curves(gate, MEAN_GATE, best_step, None)
-    if weight:
+    if weight and (training.steps or [0])[-1] > start:
         yield (
             "loss-weights-over-training",
             balance_curves(weight, "mean loss weight,\nonce rows are weighed", best_step, start),
@@ -159,7 +165,8 @@ def figures(
     if gates is not None:
         specific = {name: gates[rows] for name, rows in groups.items()}
         yield "gates", distributions(specific, GATE, note)
-    if observed.weight is not None:
+    by_d3 = observed.scores.weight is not None
+    if observed.weight is not None and not (by_d3 and best_step <= start):
         weights = {name: observed.weight[rows] for name, rows in groups.items()}
         yield "loss-weights", distributions(weights, "loss weight of a row", note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_weights_are_complexity_times_specificity_within_a_batch(
 def test_no_text_of_a_picture_is_cut_off(observed: Observed, trained: Path) -> None:
     run = open_run(trained)
     evaluation = evaluate_scores(observed.scores, run.schema.scenarios)
-    drawn = dict(figures(run, 4, observed, evaluation, "test"))
+    drawn = dict(figures(run, 14, observed, evaluation, "test"))
     assert len(drawn) == 6
     for name, figure in drawn.items():
         FigureCanvasAgg(figure).draw()
@@ -114,3 +115,19 @@ def test_gate_and_weight_over_training_end_where_the_run_does(
             found = dict(zip(curve.steps, curve.values, strict=True))[loaded.step]
             mine = values[observed.scores.scenario == index]
             assert found == pytest.approx(mine.mean(dtype=np.float64), rel=1e-4)
+
+
+@pytest.mark.parametrize(("start", "drawn"), [(0.0, True), (0.5, True), (1.0, False)])
+def test_weights_that_were_never_applied_are_not_drawn(
+    observed: Observed, trained: Path, start: float, drawn: bool
+) -> None:
+    """The run has 18 steps; its best weights are taken to be those of step 10."""
+    run = open_run(trained)
+    balance = dataclasses.replace(run.config.balance, start_ratio=start)
+    run = dataclasses.replace(run, config=run.config.changed(balance=balance))
+    evaluation = evaluate_scores(observed.scores, run.schema.scenarios)
+    names = {name for name, _ in figures(run, 10, observed, evaluation, "test")}
+    assert ("loss-weights" in names) == drawn
+    assert ("loss-weights-over-training" in names) == drawn
+    early = {name for name, _ in figures(run, 9, observed, evaluation, "test")}
+    assert ("loss-weights" in early) == (start == 0.0)
