@@ -54,9 +54,9 @@ _BLIND = ("plain", "shared_bottom", "m2m", "adaptdhm")
 _DIVIDED = Need(
     lambda c: (
         c.model.wide != "none"
-        or c.model.backbone not in _BLIND
+        or not (c.model.backbone in _BLIND or (c.model.backbone == "mmoe" and c.mmoe.one_gate))
         or c.model.head not in ("own", "d3")
-        or (c.model.head == "own" and c.model.backbone in ("shared_bottom", "m2m"))
+        or (c.model.head == "own" and c.model.backbone in ("shared_bottom", "mmoe", "m2m"))
         or (c.model.head == "d3" and c.d3.form == "adaptive")
     ),
     "--wide residual or crosses, or a model that divides rows",

@@ -95,6 +95,10 @@ SPECIAL: list[dict[str, Any]] = [
     {"d3.parts": "d2", "adapter.adapter": "gradnorm", "adapter.aggregation": "scenario_sum"},
     *({"model.backbone": "adasparse", "adasparse.form": form} for form in ("scaling", "binary")),
     {"model.backbone": "hamur", "hamur.adapters": 0},
+    *(
+        {"model.backbone": "mmoe", "mmoe.one_gate": True, "model.head": head}
+        for head in ("own", "d3")
+    ),
     {"optimizer.embedding_update": "lazy_adamw"},
     {"optimizer.embedding_update": "adagrad"},
     {"optimizer.schedule": "wsd"},
