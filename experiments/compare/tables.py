@@ -243,7 +243,7 @@ def terms(backbone: str = BACKBONE) -> Table:
 
 
 def default(backbone: str = BACKBONE) -> Table:
-    """What `d3jax train` trains, with the terms and the domains that the data speak for, against
+    """The model of `d3jax train`, with the terms and the domains that the data speak for, against
     a plain network, and the backbones that have to be passed, without either."""
     plain: Settings = (_wide("none"), ("model.domain", []))
     auto: Settings = (_wide("auto"), ("model.domain", list(AUTO)))
