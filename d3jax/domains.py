@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import Int
 
 from d3jax.batch import Batch, Schema
@@ -73,9 +72,3 @@ def domains_of(schema: Schema, fields: Sequence[str]) -> Domains:
             f"{MOST_DOMAINS:,} have room, so name fields of fewer values"
         )
     return Domains(prod(sizes), tuple(int(schema.first_slot[n]) for n in found), sizes)
-
-
-def domain_of_rows(schema: Schema, fields: Sequence[str], ids: np.ndarray) -> np.ndarray:
-    """Return the domain of each row of ids [R K], for the domains of at least one field."""
-    domains = domains_of(schema, fields)
-    return joined([ids[:, column] for column in domains.columns], domains.sizes)
