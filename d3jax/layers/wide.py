@@ -1,6 +1,6 @@
-"""Terms of a scenario alone, added to a model's logit: the wide part beside the deep one.
+"""Terms of a domain alone, added to a model's logit: the wide part beside the deep one.
 
-Shared weights learn a scenario of 1 % of the rows from 1 % of the gradient; weights of its own
+Shared weights learn a domain of 1 % of the rows from 1 % of the gradient; weights of its own
 have a scale of their own in the optimizer. Both terms start at exactly zero, so that a model with
 one begins as the model without. The idea of a wide part: Cheng et al., "Wide & Deep Learning for
 Recommender Systems" (DLRS 2016).
@@ -24,7 +24,7 @@ from d3jax.training.table.rows import sums_of
 
 
 class ResidualParams(NamedTuple):
-    """A weight for each number of the field embeddings, and an offset, by scenario."""
+    """A weight for each number of the field embeddings, and an offset, by domain."""
 
     weight: Float[Array, "S N D"]
     offset: Float[Array, " S"]
@@ -57,7 +57,7 @@ def with_residual(backbone: Backbone) -> Backbone:
 
 
 def residual(params: ResidualParams, inputs: Inputs) -> Float[Array, " B"]:
-    """Return Σ_f x_f·δ_sf + c_s of each row, s its scenario."""
+    """Return Σ_f x_f·δ_sf + c_s of each row, s its domain (`Inputs.scenario`)."""
     own = params.weight[inputs.scenario]
     return jnp.einsum("bnd,bnd->b", inputs.x, own) + params.offset[inputs.scenario]
 
