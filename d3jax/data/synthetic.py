@@ -8,7 +8,7 @@ may also be the values of other fields, which a model is not told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -230,19 +230,12 @@ def _true_logits(
     logits = np.zeros(config.rows)
     for name, effect in effects.items():
         logits += _value_effects(rng, effect)[codes[name]]
-    if config.domain:
-        for here, sensitive in _domains(rng, config.domain, effects, codes):
-            for name in sensitive:
-                logits[here] += config.sensitivity * _specific(
-                    rng, effects[name], codes[name][here]
-                )
+    for here, sensitive in _domains(rng, config.domain, effects, codes):
+        for name in sensitive:
+            specific = rng.normal(size=effects[name].num_values) * SPECIFIC_STRENGTH
+            logits[here] += config.sensitivity * specific[codes[name][here]]
     for index, scenario in enumerate(SCENARIOS.values()):
         here = np.flatnonzero(codes["scenario"] == index)
-        if not config.domain:
-            for name in scenario.sensitive:
-                logits[here] += config.sensitivity * _specific(
-                    rng, effects[name], codes[name][here]
-                )
         logits[here] += _bias(logits[here], scenario.click_rate)
     return logits
 
@@ -252,19 +245,19 @@ def _domains(
     domain: tuple[str, ...],
     effects: dict[str, Effect],
     codes: dict[str, np.ndarray],
-) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Yield the rows of each domain and the fields, drawn at random, that act differently there."""
+) -> Iterator[tuple[np.ndarray, Sequence[str]]]:
+    """Yield the rows of each domain and the fields that act differently there: the scenarios and
+    theirs, or each value of the fields in `domain` and some that are drawn at random."""
+    if not domain:
+        for index, scenario in enumerate(SCENARIOS.values()):
+            yield np.flatnonzero(codes["scenario"] == index), scenario.sensitive
+        return
     others = [name for name in CATEGORICAL if name not in domain]
     sizes = [len(SCENARIOS) if name == "scenario" else effects[name].num_values for name in domain]
     code = joined([codes[name] for name in domain], sizes)
     for number in range(prod(sizes)):
         sensitive = rng.choice(others, DOMAIN_SENSITIVE, replace=False)
         yield np.flatnonzero(code == number), sorted(map(str, sensitive))
-
-
-def _specific(rng: np.random.Generator, effect: Effect, codes: np.ndarray) -> np.ndarray:
-    """Return what a sensitive field adds to the logits of a domain's rows, at sensitivity 1."""
-    return (rng.normal(size=effect.num_values) * SPECIFIC_STRENGTH)[codes]
 
 
 def _value_effects(rng: np.random.Generator, effect: Effect) -> np.ndarray:
