@@ -153,11 +153,17 @@ def _trainable(plan: Plan, prepared: Prepared) -> tuple[list[Method], list[str]]
 def _cells(plan: Plan, methods: Sequence[Method], prepared: Prepared) -> list[Cell]:
     """All cells, a whole table of one seed before the next seed."""
 
-    def cell(method: Method, seed: int) -> Cell:
-        config = settled(plan.config_of(method, seed), prepared)
+    configs = [settled(plan.config_of(method, 0), prepared) for method in methods]
+
+    def cell(method: Method, config: Config, seed: int) -> Cell:
+        config = config.changed(train=replace(config.train, seed=seed))
         return Cell(method, seed, config, plan.out / "cells" / method.slug / str(seed))
 
-    return [cell(method, seed) for seed in range(plan.seeds) for method in methods]
+    return [
+        cell(method, config, seed)
+        for seed in range(plan.seeds)
+        for method, config in zip(methods, configs, strict=True)
+    ]
 
 
 def _unweighed(plan: Plan, prepared: Prepared, results: Results) -> list[str]:
