@@ -50,6 +50,14 @@ PAPER_BACKBONES: tuple[str, ...] = (
 )
 
 
+Settings = tuple[tuple[str, Any], ...]
+"""Settings by name, such as "model.wide", and their values."""
+
+SCENARIOS = ("model.domain", ())
+FOUND = ("model.domain", AUTO)
+"""The domains are the scenarios, or those that the training rows speak for."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One line of a table: what it changes in the configuration, and what it is tested against."""
@@ -63,7 +71,7 @@ class Method:
     """Share of the steps before loss adaptation starts; the configuration's own when None."""
     base: str | None = None
     """The name of the method whose seeds this one's are paired with."""
-    settings: tuple[tuple[str, Any], ...] = ()
+    settings: Settings = ()
     """Other settings that it changes, such as ("balance.entropy", "mean_row")."""
     preset: str = ""
     """The slug of the method whose searched settings it takes; its own when empty."""
@@ -108,9 +116,6 @@ class Table:
         """The method of that name, None when the table has none."""
         return next((method for method in self.methods if method.name == name), None)
 
-
-Settings = tuple[tuple[str, Any], ...]
-"""Settings of a method by name, such as "model.wide", and their values."""
 
 MLP = Method(TITLES["plain"], "plain")
 """A plain network on all embeddings: the bar that anything more elaborate has to pass."""
@@ -177,7 +182,7 @@ def figure4(backbone: str = "adi") -> Table:
     return Table("figure4", title, (MLP, _d3(backbone, "d3", base=MLP.name)))
 
 
-OPEN_POINTS: dict[str, tuple[tuple[str, Any], ...]] = {
+OPEN_POINTS: dict[str, Settings] = {
     "generator input detached": (("d3.detach_generator", True),),
     "Eq. 15 without minus": (("balance.literal_sign", True),),
     "entropy of the mean row": (("balance.entropy", "mean_row"),),
@@ -204,7 +209,7 @@ ADAPTIVE = (("d3.form", "adaptive"), ("d3.width", 128), ("d3.head_layers", [64])
 """The adaptive form of D3 with layers as wide as the plain network's."""
 
 
-def terms(backbone: str = BACKBONE) -> Table:
+def terms() -> Table:
     """A scenario's own terms, the adaptive form and what each of its parts adds, against a plain
     network; and the backbones that it has to pass."""
     mlp = replace(MLP, settings=(_wide("none"),))
@@ -242,11 +247,10 @@ def terms(backbone: str = BACKBONE) -> Table:
     return Table("terms", "A scenario's own terms, and the adaptive form of D3", methods)
 
 
-def default(backbone: str = BACKBONE) -> Table:
+def default() -> Table:
     """The model of `d3jax train`, with the terms and the domains that the data speak for, against
     a plain network, and the backbones that have to be passed, without either."""
-    plain: Settings = (_wide("none"), ("model.domain", []))
-    auto: Settings = (_wide("auto"), ("model.domain", list(AUTO)))
+    plain, auto = (_wide("none"), SCENARIOS), (_wide("auto"), FOUND)
     rivals = (_own(name) for name in ("shared_bottom", "mmoe", "pepnet"))
     methods = (
         replace(MLP, settings=plain),
@@ -265,8 +269,8 @@ TABLES: dict[int | str, Callable[[str], Table]] = {
     2: table2,
     3: table3,
     "open": open_points,
-    "terms": terms,
-    "default": default,
+    "terms": lambda backbone: terms(),
+    "default": lambda backbone: default(),
 }
 FIGURES: dict[int, Callable[[str], Table]] = {3: figure3, 4: figure4}
 

@@ -25,7 +25,6 @@ from d3jax.config import Config
 from d3jax.console.safe_text import csv_writer, markdown_code
 from d3jax.console.terminal import Console
 from d3jax.data.synthetic import SyntheticConfig
-from d3jax.domains import AUTO
 from d3jax.evaluate import best_possible
 from d3jax.pictures.charts import Spread, method_dots, save
 from d3jax.presets import PRESETS
@@ -33,7 +32,7 @@ from experiments.compare.compare import Plan
 from experiments.compare.markdown import markdown_table
 from experiments.compare.report import Comparison
 from experiments.compare.statistics import paired_p
-from experiments.compare.tables import Table, terms
+from experiments.compare.tables import FOUND, SCENARIOS, Table, terms
 from experiments.evidence.planted import compare_on
 
 
@@ -61,10 +60,6 @@ class Outcome(NamedTuple):
     logloss: float
     constant_logloss: float
     best: float
-
-
-SCENARIOS = ("model.domain", ())
-FOUND = ("model.domain", AUTO)
 
 
 def methods(domain: Sequence[str]) -> Table:
@@ -106,25 +101,35 @@ def outcomes(world: int, comparison: Comparison) -> list[Outcome]:
     return found
 
 
+def by_group(found: Sequence[Outcome]) -> tuple[list[str], dict[tuple[str, str], np.ndarray]]:
+    """Return the groups of rows, and of each method and group the AUC in each world, in order."""
+    by: dict[tuple[str, str], list[float]] = {}
+    for one in sorted(found, key=lambda one: one.world):
+        by.setdefault((one.method, one.group), []).append(one.auc)
+    groups = list(dict.fromkeys(one.group for one in found))
+    return groups, {key: np.array(aucs) for key, aucs in by.items()}
+
+
 def markdown(found: Sequence[Outcome], table: Table, command: str) -> str:
     """Mean and spread of AUC over worlds, and each method's difference from its base."""
-    by = {(one.world, one.method, one.group): one.auc for one in found}
-    worlds = list(dict.fromkeys(one.world for one in found))
-    groups = list(dict.fromkeys(one.group for one in found))
+    groups, by = by_group(found)
     lines = []
     for method in table.methods:
         line = [method.name]
         for group in groups:
-            ours = np.array([by[world, method.name, group] for world in worlds])
+            ours = by[method.name, group]
             text = f"{ours.mean():.4f} ± {ours.std(ddof=1):.4f}"
             if method.base is not None:
-                base = np.array([by[world, method.base, group] for world in worlds])
+                base = by[method.base, group]
                 p = paired_p(ours.tolist(), base.tolist())
                 text += f" ({(ours - base).mean():+.4f}" + (f", p {p:.2g})" if p else ")")
             line.append(text)
         lines.append(line)
     best = {(one.world, one.group): one.best for one in found}
-    possible = [f"{np.mean([best[world, group] for world in worlds]):.4f}" for group in groups]
+    possible = [
+        f"{np.mean([auc for (_, group), auc in best.items() if group == name]):.4f}"
+        for name in groups
+    ]
     lines.append(["best possible", *possible])
     parts = [
         "# A domain's own terms, over worlds",
@@ -141,13 +146,10 @@ def markdown(found: Sequence[Outcome], table: Table, command: str) -> str:
 
 def gains(found: Sequence[Outcome], table: Table) -> Figure:
     """A panel a group: how much AUC each method has more than the first, over worlds."""
-    by = {(one.world, one.method, one.group): one.auc for one in found}
-    worlds = list(dict.fromkeys(one.world for one in found))
-    groups = list(dict.fromkeys(one.group for one in found))
+    groups, by = by_group(found)
     names = [method.name for method in table.methods]
-    auc = np.array([[[by[w, name, group] for w in worlds] for group in groups] for name in names])
-    gain = auc - auc[0]
-    spread = Spread(gain.mean(-1), gain.std(-1, ddof=1 if len(worlds) > 1 else 0))
+    gain = np.array([[by[name, group] - by[names[0], group] for group in groups] for name in names])
+    spread = Spread(gain.mean(-1), gain.std(-1, ddof=1 if gain.shape[-1] > 1 else 0))
     return method_dots(names, groups, spread, f"AUC more than {names[0]}", "worlds")
 
 
