@@ -86,10 +86,10 @@ def inspect_run(
         evaluation_table(f"{directory}: {split} rows", evaluation), trust_table(evaluation)
     )
     console.print(f"{len(files)} pictures are in {folder}")
-    start = adaptation_start(run)
-    if observed.scores.weight is not None and loaded.step <= start:
+    if never_weighed(run, observed, loaded.step):
+        first = adaptation_start(run) + 1
         console.print(
-            f"none is of loss weights: rows are weighed from step {start + 1:,} on, and the best "
+            f"none is of loss weights: rows are weighed from step {first:,} on, and the best "
             f"weights are of step {loaded.step:,}"
         )
     return files
@@ -165,8 +165,7 @@ def figures(
     if gates is not None:
         specific = {name: gates[rows] for name, rows in groups.items()}
         yield "gates", distributions(specific, GATE, note)
-    by_d3 = observed.scores.weight is not None
-    if observed.weight is not None and not (by_d3 and best_step <= start):
+    if observed.weight is not None and not never_weighed(run, observed, best_step):
         weights = {name: observed.weight[rows] for name, rows in groups.items()}
         yield "loss-weights", distributions(weights, "loss weight of a row", note)
 
@@ -202,6 +201,11 @@ def adaptation_start(run: Run) -> int:
     """The step from which on D3 weighs rows."""
     steps = steps_per_epoch(run.training_rows, run.config.train.batch_size)
     return balance_start(run.config, total_steps(run.config.train, steps))
+
+
+def never_weighed(run: Run, observed: Observed, best_step: int) -> bool:
+    """Return whether the best weights are older than D3's weighing of rows."""
+    return observed.scores.weight is not None and best_step <= adaptation_start(run)
 
 
 def _active_adapter(run: Run, loaded: Loaded) -> LossAdapter | None:
