@@ -89,6 +89,8 @@ QUICK = {
 } | {"shared_bottom-m2m_wg", "plain-own-crosses", "plain-d3-d3-adaptive"}
 QUICK_ON_DEVICES = {"star-d3-d3"}
 """Two compilations, of programs for eight devices."""
+QUICK_ALONE = {"star-d3-d3", "adi-d3-d3", "plain-own-crosses", "adasparse-own"}
+"""Models with statistics or tables by scenario."""
 
 
 @pytest.fixture(scope="module", params=cases(SENSIBLE, QUICK))
@@ -204,6 +206,7 @@ def test_a_scenario_missing_from_the_batch_is_left_alone(model):
         assert np.isfinite(leaf).all(), path
 
 
+@pytest.mark.parametrize("name", cases(SENSIBLE, QUICK_ALONE))
 def test_one_scenario_and_one_row_work(name):
     model = Case(name, ONE_SCENARIO, drawn)
     value, gradient, _ = model.gradient(make_batch(ONE_SCENARIO, rows=1, real=1))

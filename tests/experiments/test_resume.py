@@ -21,6 +21,7 @@ from d3jax.cli import main
 from d3jax.evaluate import trainer_for
 from d3jax.parameters import named_leaves
 from d3jax.run import open_run
+from tests.cases import cases
 from tests.conftest import QUICKLY
 from tests.flags import LONG
 
@@ -109,7 +110,10 @@ def within_the_second_epoch(run: Path) -> bool:
     return bool(saved(run)) and 35 < saved(run)[-1] < 66 and saved(run)[-1] % 5 != 0
 
 
-KILLS = [before_any_checkpoint, during_the_first_save, within_the_second_epoch]
+KILLS = {
+    "once": [within_the_second_epoch],
+    "three times": [before_any_checkpoint, during_the_first_save, within_the_second_epoch],
+}
 
 
 def ending(run: Path) -> dict[str, bytes]:
@@ -158,7 +162,9 @@ def test_the_comparison_covers_the_optimizer_the_key_and_the_losses(
     assert uninterrupted["metrics.jsonl"].count(b"validation/overall/auc") == 7
 
 
-def test_a_run_killed_three_times_ends_with_the_same_bits(
+@pytest.mark.parametrize("kills", cases(KILLS, quick=["once"]))
+def test_a_killed_run_ends_with_the_same_bits(
+    kills: str,
     environment: dict[str, str],
     start: Callable[[Path], list[str]],
     uninterrupted: dict[str, bytes],
@@ -166,7 +172,7 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(
 ) -> None:
     run = tmp_path / "run"
     arguments = start(run)
-    for moment in KILLS:
+    for moment in KILLS[kills]:
         with launched(environment, *arguments) as process:
             freeze(process, run, moment)
             process.kill()

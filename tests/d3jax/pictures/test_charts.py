@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from d3jax.pictures.charts import (
     start_ratio_lines,
 )
 from d3jax.training.metrics import calibration
+from tests.cases import cases
 from tests.names import HOSTILE
 
 SPREAD = Spread(np.array([[0.7, 0.8], [0.72, 0.79]]), np.array([[0.01, np.nan], [0.02, 0.03]]))
@@ -129,20 +131,25 @@ BINS = {name: calibration(values, values.round()) for name, values in NUMBERS.it
 EVEN = np.full((len(HOSTILE), len(HOSTILE)), 0.5)
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        method_dots(HOSTILE[:2], HOSTILE, Spread(EVEN[:2], EVEN[:2]), "AUC"),
-        method_dots(HOSTILE, HOSTILE[:2], Spread(EVEN[:, :2], EVEN[:, :2]), "AUC"),
-        start_ratio_lines([0.0, 1.0], HOSTILE, Spread(EVEN[:2], EVEN[:2]), (HOSTILE[2], EVEN[0])),
-        learning_curves(Curve([1], [0.5]), CURVES, CURVES, 1),
-        balance_curves(CURVES, "weight", 1, 1),
-        calibration_curves(BINS, dict.fromkeys(HOSTILE, "")),
-        distributions(NUMBERS, "weight"),
-    ],
-)
-def test_names_are_shown_as_they_are(figure: Figure, tmp_path: Path) -> None:
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "many scenarios": lambda: method_dots(HOSTILE[:2], HOSTILE, Spread(EVEN[:2], EVEN[:2]), "AUC"),
+    "many methods": lambda: method_dots(
+        HOSTILE, HOSTILE[:2], Spread(EVEN[:, :2], EVEN[:, :2]), "AUC"
+    ),
+    "start ratios": lambda: start_ratio_lines(
+        [0.0, 1.0], HOSTILE, Spread(EVEN[:2], EVEN[:2]), (HOSTILE[2], EVEN[0])
+    ),
+    "learning curves": lambda: learning_curves(Curve([1], [0.5]), CURVES, CURVES, 1),
+    "balance curves": lambda: balance_curves(CURVES, "weight", 1, 1),
+    "calibration curves": lambda: calibration_curves(BINS, dict.fromkeys(HOSTILE, "")),
+    "distributions": lambda: distributions(NUMBERS, "weight"),
+}
+
+
+@pytest.mark.parametrize("name", cases(FIGURES, quick=["many methods", "calibration curves"]))
+def test_names_are_shown_as_they_are(name: str, tmp_path: Path) -> None:
     """Warnings, such as of a missing glyph, are errors here."""
+    figure = FIGURES[name]()
     save(figure, tmp_path / "picture")
     shown = {re.sub(r"\s", "", text.get_text()) for text in figure.findobj(Text)}
     labels = for_picture(HOSTILE).values()
