@@ -16,7 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from d3jax.attention import AttentionParams, ValueForm, declare_attention, select_features
+from d3jax.attention import (
+    AttentionParams,
+    ValueForm,
+    declare_attention,
+    select_by_row,
+    select_features,
+)
 from d3jax.base import (
     Activation,
     Declared,
@@ -78,7 +84,8 @@ class D3Options:
     gate_layers: tuple[int, ...] = (64, 16)
     """Hidden widths of the fusion gate."""
     attention_value: ValueForm = "text"
-    """Mix embeddings (text), or as official or danet do."""
+    """Mix embeddings (text), or as official or danet do; row:
+    weigh each by one query a row."""
     attention_scaled: bool = False
     """Divide the attention's logits by the root of D."""
     gate_input: GateInput = "selected"
@@ -163,7 +170,8 @@ def d3_generator(config: D3Options) -> Generator:
 def generate_d3(config: D3Options, params: D3Params, x: Float[Array, "B N D"]) -> Generated:
     """Return the layers that the rows generate from their fields, attention's logits and gate."""
     dtype = jnp.bfloat16 if config.precision == "bf16" else None
-    selected, logits = select_features(params.attention, x, scaled=config.attention_scaled)
+    select = select_by_row if config.attention_value == "row" else select_features
+    selected, logits = select(params.attention, x, scaled=config.attention_scaled)
     source = lax.stop_gradient(selected) if config.detach_generator else selected
     units = partial(feature_hidden, outer=config.outer_activation, dtype=dtype)
     hidden = units(params.hidden, source)

@@ -71,8 +71,8 @@ SHRINKAGE = 0.05
 
 
 class CrossesState(NamedTuple):
-    """A weight for each domain and value of a field, the sum of its squared gradients, and the
-    scratch of `sums_of`."""
+    """A weight for each value of a field in each domain, and one in all of them; the sum of its
+    squared gradients, and the scratch of `sums_of`."""
 
     weight: Float[Array, " C"]
     squares: Float[Array, " C"]
@@ -87,15 +87,17 @@ class WithCrosses(NamedTuple):
 
 
 def with_crosses(model: Model, domains: Domains) -> Model:
-    """Return the model with a weight by domain and value of each field added to its logit.
+    """Return the model with two weights of each field's value added to its logit: one of the value
+    in the row's domain, and one that all domains share.
 
-    The weights are learnt by a rule of their own, row by row, from the errors of the batch's
-    logits: g = Σ (σ(z) - y) + .05 w, G += g², w -= .05 g / (1 + √G) (Adagrad, Duchi et al., 2011,
-    with a pull to zero). So they are state, not parameters: no optimizer and no row's loss weight
-    sees them, and what no row has stays zero.
+    So a domain's weight has to learn only how the value differs there (Daumé, "Frustratingly Easy
+    Domain Adaptation", ACL 2007). They are learnt by a rule of their own, row by row, from the
+    errors of the batch's logits: g = Σ (σ(z) - y) + .05 w, G += g², w -= .05 g / (1 + √G) (Adagrad,
+    Duchi et al., 2011, with a pull to zero). So they are state, not parameters: no optimizer and no
+    row's loss weight sees them, and what no row has stays zero.
     """
     schema = model.schema
-    size = min(domains.number * padded_rows(schema), MOST_CROSSES)
+    size = min((domains.number + 1) * padded_rows(schema), MOST_CROSSES)
     zero = declare_array((size,))
     crosses = CrossesState(zero, zero, declare_array((size,), dtype=jnp.int32))
 
@@ -104,7 +106,7 @@ def with_crosses(model: Model, domains: Domains) -> Model:
     ) -> tuple[Output, Tree]:
         output, inner = model.forward(params, state.model, rows, batch, mode)
         places = cross_places(schema, domains, batch, size)
-        shares = slot_shares(schema, batch.ids)
+        shares = jnp.tile(slot_shares(schema, batch.ids), 2)
         weights = state.crosses.weight.at[places].get(mode="fill", fill_value=0.0)
         logits = output.logits + (weights * shares).sum(-1)
         learnt = state.crosses
@@ -118,7 +120,7 @@ def with_crosses(model: Model, domains: Domains) -> Model:
 
 
 def learn_crosses(
-    crosses: CrossesState, places: Int[Array, "B K"], gradient: Float[Array, "B K"], mode: Mode
+    crosses: CrossesState, places: Int[Array, "B L"], gradient: Float[Array, "B L"], mode: Mode
 ) -> CrossesState:
     """Return the crosses after a batch whose loss has this gradient by their weights."""
     flat = (places.reshape(-1), gradient.reshape(-1, 1))
@@ -134,20 +136,22 @@ def learn_crosses(
     )
 
 
-def cross_places(schema: Schema, domains: Domains, batch: Batch, size: int) -> Int[Array, "B K"]:
-    """Return the place of each slot's domain and value among `size`; `size`, past the end, where
-    there is none."""
+def cross_places(schema: Schema, domains: Domains, batch: Batch, size: int) -> Int[Array, "B L"]:
+    """Return the places among `size` of each slot's value in the row's domain [B K], and then in
+    all domains [B K]; `size`, past the end, where there is none."""
     rows, values = table_rows(schema, batch.ids), padded_rows(schema)
-    domain = domains.of(batch)[:, None]
-    if domains.number * values <= size:
+    own = jnp.broadcast_to(domains.of(batch)[:, None], rows.shape)
+    domain = jnp.concatenate([own, jnp.full_like(own, domains.number)], axis=1)
+    rows = jnp.tile(rows, 2)
+    if (domains.number + 1) * values <= size:
         places = domain * values + rows
     else:
         places = (_mixed(domain, rows) % size).astype(jnp.int32)
-    used = (batch.ids != EMPTY) & batch.mask[:, None]
+    used = jnp.tile((batch.ids != EMPTY) & batch.mask[:, None], 2)
     return jnp.where(used, places, size)
 
 
-def _mixed(domain: Int[Array, "B 1"], rows: Int[Array, "B K"]) -> Array:
+def _mixed(domain: Int[Array, "B L"], rows: Int[Array, "B L"]) -> Array:
     """Return a hash of both (the finalizer of MurmurHash3, Appleby, 2011)."""
     mixed = rows.astype(jnp.uint32) + domain.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

@@ -44,8 +44,11 @@ def d3_flops(config: D3Options, fields: int, dim: int, width: int) -> int:
     flat, hidden = fields * dim, fields * config.field_hidden
     official = config.form == "official"
     rank = 0 if official else config.rank
-    projections = 3 if official or config.attention_value != "text" else 2
-    attention = projections * 2 * fields * dim * dim + 2 * (2 * fields * fields * dim)
+    if config.attention_value == "row":
+        attention = 2 * (2 * dim * dim + fields * dim)
+    else:
+        projections = 3 if official or config.attention_value != "text" else 2
+        attention = projections * 2 * fields * dim * dim + 2 * (2 * fields * fields * dim)
     units = 2 * fields * dim * config.field_hidden + 2 * hidden * hidden
     mixing = 2 * hidden * rank + 2 * rank * width
     offset = 0 if official or 0 < rank < flat else 2 * flat * width

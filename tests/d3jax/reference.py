@@ -91,6 +91,19 @@ def selected_danet(logits: Array, x: Array, value: Layer, gamma: float) -> Array
     return np.array(rows)
 
 
+def selected_by_row(
+    query: Layer, key: Layer, x: Array, scaled: bool = False
+) -> tuple[Array, Array]:
+    """Each field by the row's one question; the logits as every field asks them."""
+    selected, logits = [], []
+    for row in x:
+        asked = dense(key, row) @ dense(query, row.mean(0))
+        asked = asked / (np.sqrt(x.shape[-1]) if scaled else 1.0)
+        selected.append(row + len(row) * softmax(asked)[:, None] * row)
+        logits.append([asked] * len(row))
+    return np.array(selected), np.array(logits)
+
+
 def generator_hidden(
     field_kernels: Array, field_biases: Array, inner: Layer, selected: Array, outer: bool = True
 ) -> Array:

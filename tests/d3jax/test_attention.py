@@ -5,18 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3jax.attention import AttentionParams, ValueForm, declare_attention, select_features
+from d3jax.attention import (
+    AttentionParams,
+    ValueForm,
+    declare_attention,
+    select_by_row,
+    select_features,
+)
 from d3jax.parameters import count, declare_array, initialize
 from tests.conftest import Draw
 from tests.d3jax import reference
 
 select = jax.jit(select_features, static_argnames="scaled")
-FORMS = ("text", "official", "danet")
+by_row = jax.jit(select_by_row, static_argnames="scaled")
+FORMS = ("text", "official", "danet", "row")
 
 
 def expected(
     form: str, exact: AttentionParams, x: np.ndarray, scaled: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
+    if form == "row":
+        return reference.selected_by_row(exact.query, exact.key, x, scaled)
     logits = reference.attention_logits(exact.query, exact.key, x, scaled)
     if form == "text":
         return reference.selected_text(logits, x), logits
@@ -30,7 +39,7 @@ def expected(
 def test_values(form: ValueForm, scaled: bool, draw: Draw) -> None:
     params, exact = draw(declare_attention(4, form))
     x, x64 = draw(declare_array((6, 5, 4)))
-    selected, logits = select(params, x, scaled=scaled)
+    selected, logits = (by_row if form == "row" else select)(params, x, scaled=scaled)
     for ours, theirs in zip((selected, logits), expected(form, exact, x64, scaled), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -42,7 +51,8 @@ def test_gradients(form: ValueForm, draw: Draw) -> None:
     weight = np.random.default_rng(1).normal(size=(2, 4, 3))
 
     def loss(params: AttentionParams, x: jax.Array) -> jax.Array:
-        return (jnp.float32(weight) * select(params, x)[0]).sum()
+        selected, _ = (by_row if form == "row" else select)(params, x)
+        return (jnp.float32(weight) * selected).sum()
 
     leaves, structure = jax.tree.flatten((exact, x64))
     gradients = jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x))
@@ -59,6 +69,7 @@ def test_gradients(form: ValueForm, draw: Draw) -> None:
 
 def test_what_a_form_does_not_use_does_not_exist() -> None:
     assert count(declare_attention(4, "text")) == 2 * 16
+    assert count(declare_attention(4, "row")) == 2 * 16
     assert count(declare_attention(4, "official")) == 3 * (16 + 4)
     assert count(declare_attention(4, "danet")) == 3 * 16 + 1
 
@@ -74,6 +85,7 @@ def test_one_field_is_doubled(draw: Draw) -> None:
     params, _ = draw(declare_attention(4))
     x, _ = draw(declare_array((6, 1, 4)))
     np.testing.assert_array_equal(select(params, x)[0], 2 * x)
+    np.testing.assert_array_equal(by_row(params, x)[0], 2 * x)
 
 
 def test_a_dominant_logit_selects_its_field() -> None:

@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "d1": {"parts": "d1"},
     "official values": {"attention_value": "official"},
     "danet values": {"attention_value": "danet"},
+    "by row": {"attention_value": "row"},
     "scaled": {"attention_scaled": True},
     "raw gate": {"gate_input": "raw"},
     "no gate layers": {"gate_layers": ()},
@@ -51,7 +52,11 @@ def expected(
     """The head by the reference: logits, attention logits, gate."""
     attention, generator = p.generator.attention, p.generator.layers[0].generator
     logits = reference.attention_logits(attention.query, attention.key, x, config.attention_scaled)
-    if config.attention_value == "text":
+    if config.attention_value == "row":
+        selected, logits = reference.selected_by_row(
+            attention.query, attention.key, x, config.attention_scaled
+        )
+    elif config.attention_value == "text":
         selected = reference.selected_text(logits, x)
     elif config.attention_value == "official":
         selected = reference.selected_official(logits, x, attention.value)
@@ -111,7 +116,8 @@ def gradients(config: D3Options, draw: Draw) -> tuple[Any, Any, Any, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["text", "d1", "official values", "raw gate", "additive kernel, specific bias"]
+    "name",
+    ["text", "d1", "official values", "by row", "raw gate", "additive kernel, specific bias"],
 )
 def test_d3_gradients(name: str, draw: Draw) -> None:
     config = replace(SMALL, **OPTIONS[name])
@@ -146,7 +152,7 @@ def test_attached_generator_teaches_the_attention(parts: Any, draw: Draw) -> Non
     assert largest(gradients(config, draw)[0].generator.attention) > 1e-3
 
 
-@pytest.mark.parametrize("form", ["text", "official", "danet"])
+@pytest.mark.parametrize("form", ["text", "official", "danet", "row"])
 def test_detached_generator_and_raw_gate_leave_the_attention_untaught(
     form: Any, draw: Draw
 ) -> None:

@@ -64,6 +64,7 @@ def counted(workload: Workload, config: Config) -> float:
         text_d3(16),
         replace(text_d3(), d3=replace(text_d3().d3, head_layers=(8,), gate_layers=(4,))),
         replace(text_d3(), d3=replace(text_d3().d3, attention_value="danet")),
+        replace(text_d3(), d3=replace(text_d3().d3, attention_value="row")),
         replace(text_d3(), d3=replace(text_d3().d3, parts="d1")),
         reference("plain"),
         reference("mmoe"),
