@@ -84,8 +84,7 @@ class D3Options:
     gate_layers: tuple[int, ...] = (64, 16)
     """Hidden widths of the fusion gate."""
     attention_value: ValueForm = "text"
-    """Mix embeddings (text), or as official or danet do; row:
-    weigh each by one query a row."""
+    """text, official, danet; row: one query, no mixing."""
     attention_scaled: bool = False
     """Divide the attention's logits by the root of D."""
     gate_input: GateInput = "selected"

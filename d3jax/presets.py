@@ -14,22 +14,25 @@ from d3jax.typed import parse_json
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # d3jax train PREPARED: TEXT, but for what trains worse, or dearer for nothing. Embeddings start
     # as N(0, .01): Glorot over the whole table, as the authors have it, starts so close to zero
-    # that large tables hardly learn. D3 is small: kernels are mixed from 8 matrices, fields have 8
-    # hidden units, the layer 64, the gate one of 16; larger ones cost more, and less AUC on logs
-    # of clicks. The shared kernel is added, where the paper multiplies by it: scale can't move
-    # between kernels and gate, so that the gate says how much of a row's weights are its own.
-    # Domains are found in the rows, and get terms of their own where that is safe. Validation AUC
-    # chooses the weights: logloss, on rows of a later time, mostly tells how the click rate moved.
+    # that large tables hardly learn. D3 is small, for larger ones cost more, and AUC on logs of
+    # clicks: kernels are mixed from 4 matrices, fields have 4 hidden units, the layer 32, the gate
+    # one of 16, and attention asks once a row. The shared kernel is added, where the paper
+    # multiplies by it: scale can't move between kernels and gate, so that the gate says how much of
+    # a row's weights are its own. Rows are weighed early, for such runs stop early. Domains are
+    # found in the rows, and get terms of their own where that is safe. Validation AUC chooses the
+    # weights: logloss, on rows of a later time, mostly tells how the click rate moved.
     "best": {
         "model": {"embedding_init": "normal", "wide": "auto", "domain": ["auto"]},
         "d3": {
-            "field_hidden": 8,
-            "rank": 8,
-            "width": 64,
+            "field_hidden": 4,
+            "rank": 4,
+            "width": 32,
+            "attention_value": "row",
             "gate_layers": [16],
             "kernel_fusion": "additive",
             "bias_fusion": "additive",
         },
+        "balance": {"start_ratio": 0.1},
         "train": {"batch_size": 1024, "monitor": "auc"},
     },
     # The paper's equations and sizes: d3jax train PREPARED --preset text
