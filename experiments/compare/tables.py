@@ -249,13 +249,15 @@ def terms() -> Table:
 
 def default() -> Table:
     """The model of `d3jax train`, with the terms and the domains that the data speak for, against
-    a plain network, and the backbones that have to be passed, without either."""
+    a plain network, with those terms too, and the backbones that have to be passed, without."""
     plain, auto = (_wide("none"), SCENARIOS), (_wide("auto"), FOUND)
     rivals = (_own(name) for name in ("shared_bottom", "mmoe", "pepnet"))
+    d3 = _d3("shared_bottom", "d3", base=MLP.name)
     methods = (
         replace(MLP, settings=plain),
         *(replace(each, base=MLP.name, settings=plain) for each in rivals),
-        replace(_d3("shared_bottom", "d3", base=MLP.name), name="the default", settings=auto),
+        replace(MLP, name=f"{MLP.name}, its terms", base=MLP.name, settings=auto),
+        replace(d3, name="the default", settings=auto),
     )
     return Table("default", "The default, and what it has to pass", methods)
 
