@@ -46,6 +46,7 @@ DENSE = d3_layer(
     attention_value="danet",
     separate_bias=True,
 )
+BY_ROW = d3_layer(fields=N, dim=D, inputs=I, outputs=O, rank=2, attention_value="row")
 Rows = dict[str, jax.Array]
 
 
@@ -62,6 +63,7 @@ def functions() -> dict[str, Case]:
     declared = {
         "layer": (LAYER, lambda p, r, _: LAYER.with_info(p, r["u"], r["x"])),
         "dense layer": (DENSE, lambda p, r, _: DENSE.with_info(p, r["u"], r["x"])),
+        "layer by row": (BY_ROW, lambda p, r, _: BY_ROW.with_info(p, r["u"], r["x"])),
         "layer in slices": (
             declare_fused(M, I, O, shared=True, rank=3),
             lambda p, r, _: cut(p, r["gate"], r["units"], r["u"]),

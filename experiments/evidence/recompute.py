@@ -1,0 +1,174 @@
+"""The committed comparisons of the default, told anew from the figures of every seed.
+
+python -m experiments.evidence.recompute
+
+Reads `experiments/results/default` and `experiments/results/terms`, prints the tables that README
+and the results hold, and draws what the default gains by the size of a scenario.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from d3jax.checks import OVERALL
+from d3jax.pictures.charts import COLOURS, MARKERS, save
+from experiments.compare.markdown import markdown_table
+from experiments.compare.statistics import LEVEL, paired_p
+from experiments.compare.tables import MLP, default
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+DATA = {
+    "ml": "MovieLens-1M, 100,000 ratings, random",
+    "ml-100k": "MovieLens-100K, random",
+    "ep": "Epinions, 27 categories, random",
+    "eb": "EB-NeRD demo, 3 devices, time",
+}
+"""The comparisons `default/NAME.csv`, and what they are of."""
+RIVALS = ("Shared-Bottom", "MMoE", "PEPNet")
+DEFAULT = "the default"
+WORLDS = {
+    "worlds": ("made up, the scenario decides", "Shared-Bottom + D3 + crosses"),
+    "devices": (
+        "made up, the device decides",
+        "Shared-Bottom + D3 + crosses, domains found",
+    ),
+}
+"""The studies `terms/NAME.csv`, what they are of, and what the default is called there."""
+FEWEST = 100
+"""Scenarios of fewer test rows are left out of the picture: their AUC is mostly chance."""
+
+
+class Figures(NamedTuple):
+    """The AUC of each method and group by seed, and the test rows of each group."""
+
+    auc: Mapping[tuple[str, str], Mapping[int, float]]
+    rows: Mapping[str, int]
+
+    def of(self, method: str, group: str = OVERALL) -> list[float]:
+        """Return a method's figures in the order of the seeds."""
+        by_seed = self.auc[method, group]
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def read_comparison(path: Path) -> Figures:
+    """Return the figures that a comparison's CSV holds."""
+    auc, rows = {}, {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            if line["metric"] == "auc" and line["by_seed"]:
+                pairs = (each.split(":") for each in line["by_seed"].split())
+                auc[line["method"], line["group"]] = {int(s): float(v) for s, v in pairs}
+                rows[line["group"]] = int(line["rows"])
+    return Figures(auc, rows)
+
+
+def read_worlds(path: Path) -> tuple[Figures, float]:
+    """Return the figures of a study of worlds, with worlds for seeds, and the mean of what was
+    possible."""
+    auc: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    best = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            auc[line["method"], line["group"]][int(line["world"])] = float(line["auc"])
+            if line["group"] == OVERALL:
+                best[line["world"]] = float(line["best"])
+    return Figures(auc, {}), float(np.mean(list(best.values())))
+
+
+def spread_text(values: Sequence[float]) -> str:
+    """Return mean and standard deviation, such as "0.7567 ± 0.0005"."""
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+
+
+def p_text(p: float) -> str:
+    """Return a p-value's first digit that counts, such as ".003" or "4e-5"."""
+    return f"{p:.1g}".removeprefix("0").replace("e-0", "e-")
+
+
+def tested_text(ours: Sequence[float], base: Sequence[float]) -> str:
+    """Return mean, spread and p against the base; bold where it is significantly better."""
+    p = paired_p(ours, base)
+    if p is None:
+        return spread_text(ours)
+    better = p < LEVEL and np.mean(ours) > np.mean(base)
+    text = f"**{spread_text(ours)}**" if better else spread_text(ours)
+    return f"{text} (p {p_text(p)})"
+
+
+def summary() -> list[list[str]]:
+    """Return README's table: the plain network, the best of the rivals, and the default."""
+    lines = [["data, split", MLP.name, f"best of {', '.join(RIVALS)}", DEFAULT]]
+    for name, title in DATA.items():
+        figures = read_comparison(RESULTS / "default" / f"{name}.csv")
+        best = max(RIVALS, key=lambda rival: np.mean(figures.of(rival)))
+        mlp, ours = figures.of(MLP.name), figures.of(DEFAULT)
+        rival = f"{best} {spread_text(figures.of(best))}"
+        lines.append([title, spread_text(mlp), rival, tested_text(ours, mlp)])
+    for name, (title, method) in WORLDS.items():
+        figures, possible = read_worlds(RESULTS / "terms" / f"{name}.csv")
+        mlp, ours = figures.of(MLP.name), figures.of(method)
+        title = f"{title} (best possible: {possible:.4f})"
+        lines.append([title, spread_text(mlp), "", tested_text(ours, mlp)])
+    return lines
+
+
+def by_method() -> list[list[str]]:
+    """Return the table of the results: a line a method, a column a data set."""
+    all_figures = [read_comparison(RESULTS / "default" / f"{name}.csv") for name in DATA]
+    lines = [["", *DATA.values()]]
+    for method in default().methods:
+        cells = [
+            spread_text(figures.of(method.name))
+            if method.name == MLP.name
+            else tested_text(figures.of(method.name), figures.of(MLP.name))
+            for figures in all_figures
+        ]
+        lines.append([method.name, *cells])
+    return lines
+
+
+def gains() -> Figure:
+    """A point a scenario: what the default has more than the plain network, by its test rows."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    for number, (name, title) in enumerate(DATA.items()):
+        figures = read_comparison(RESULTS / "default" / f"{name}.csv")
+        groups = [g for g, rows in figures.rows.items() if g != OVERALL and rows >= FEWEST]
+        gain = np.array(
+            [np.subtract(figures.of(DEFAULT, g), figures.of(MLP.name, g)) for g in groups]
+        )
+        axes.errorbar(
+            [figures.rows[group] for group in groups],
+            gain.mean(1),
+            gain.std(1, ddof=1) / np.sqrt(gain.shape[1]),
+            fmt=MARKERS[number],
+            color=COLOURS[number],
+            markersize=4,
+            linewidth=0.8,
+            label=title,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("test rows of the scenario")
+    axes.set_ylabel(f"AUC more than {MLP.name}, ± standard error")
+    axes.legend(fontsize="small", frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Prints the tables, and draws the picture."""
+    for head, *lines in (summary(), by_method()):
+        print("\n".join(markdown_table(head, lines)), end="\n\n")
+    save(gains(), RESULTS / "default" / "gains")
+
+
+if __name__ == "__main__":
+    main()
