@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette, which the colour-blind can tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
+ACROSS = 7
+"""Panels side by side that are still legible on a page."""
 
 
 class Spread(NamedTuple):
@@ -69,16 +72,20 @@ def save_as(figure: Figure, path: Path, **options: Any) -> None:
 def method_dots(
     methods: Sequence[str], groups: Sequence[str], spread: Spread, metric: str, over: str = "seeds"
 ) -> Figure:
-    """A panel a group: each method's mean as a dot, its standard deviation as a bar.
+    """A panel a group, `ACROSS` in a row: each method's mean as a dot, its deviation as a bar.
 
     `over` says what the deviation is over.
     """
-    size = (1.9 + 2.1 * len(groups), 1.3 + 0.3 * len(methods))
+    across = min(len(groups), ACROSS)
+    down = math.ceil(len(groups) / across)
+    size = (1.9 + 2.1 * across, 0.3 + down * (1.0 + 0.3 * len(methods)))
     figure = Figure(figsize=size, layout="constrained")
-    panels = _row(figure, len(groups), sharey=True)
+    panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+    for spare in panels[len(groups) :]:
+        spare.remove()
     titles, names = for_picture(groups, fold=18), for_picture(methods)
     places = np.arange(len(methods))
-    for index, (axes, group) in enumerate(zip(panels, groups, strict=True)):
+    for index, (axes, group) in enumerate(zip(panels, groups, strict=False)):
         mean, std = spread.mean[:, index], np.nan_to_num(spread.std[:, index])
         axes.errorbar(
             mean, places, xerr=std, fmt="o", color=COLOURS[0], capsize=3, markersize=5, lw=1.5
@@ -241,8 +248,8 @@ def _beside(labels: Mapping[str, str], height: float) -> float:
     return max(height, 0.8 + 0.23 * len(labels))
 
 
-def _row(figure: Figure, count: int, sharey: bool = False) -> list[Axes]:
-    return list(figure.subplots(1, count, sharey=sharey, squeeze=False)[0])
+def _row(figure: Figure, count: int) -> list[Axes]:
+    return list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _few_ticks():  # type: ignore[no-untyped-def]

@@ -90,17 +90,18 @@ class Evaluation:
         scenarios = {name: _metrics(group) for name, group in value["scenarios"].items()}
         return cls(_metrics(value["overall"]), scenarios)
 
-    def macro_auc(self) -> float | None:
-        """The scenarios' mean AUC, each counting the same."""
-        values = self._aucs()
+    def macro_auc(self, among: Iterable[str] | None = None) -> float | None:
+        """The mean AUC of all scenarios, or of those named, each counting the same."""
+        values = self._aucs(among)
         return sum(values) / len(values) if values else None
 
-    def worst_auc(self) -> float | None:
-        """The AUC of the scenario that is served worst."""
-        return min(self._aucs(), default=None)
+    def worst_auc(self, among: Iterable[str] | None = None) -> float | None:
+        """The AUC of the scenario that is served worst, of all or of those named."""
+        return min(self._aucs(among), default=None)
 
-    def _aucs(self) -> list[float]:
-        return [group.auc for group in self.scenarios.values() if group.auc is not None]
+    def _aucs(self, among: Iterable[str] | None) -> list[float]:
+        groups = [self.scenarios[name] for name in (self.scenarios if among is None else among)]
+        return [group.auc for group in groups if group.auc is not None]
 
 
 class Calibration(NamedTuple):

@@ -38,10 +38,12 @@ from experiments.compare.cells import (
     read_cell,
     run_cells,
 )
+from experiments.compare.comparison import Comparison
 from experiments.compare.figures import draw_comparison
 from experiments.compare.html import html
-from experiments.compare.report import Comparison, markdown, terminal_grid, write_csv
+from experiments.compare.report import markdown, terminal_grid, write_csv
 from experiments.compare.tables import Method, Table, preset_path
+from experiments.compare.verdict import verdict
 
 FILE_WIDTH = 120
 
@@ -121,7 +123,7 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
 
 
 def write_reports(comparison: Comparison, out: Path) -> None:
-    """Writes the reports side by side and prints AUC and logloss."""
+    """Writes the reports side by side and prints the verdict, AUC and logloss."""
     name = comparison.table.name
     with writing(out):
         (out / f"{name}.md").write_text(markdown(comparison), encoding="utf-8")
@@ -132,6 +134,8 @@ def write_reports(comparison: Comparison, out: Path) -> None:
     if not screen.is_terminal and "COLUMNS" not in os.environ:
         # A file has no width of its own.
         screen = Console(width=FILE_WIDTH)
+    for sentence in verdict(comparison):
+        screen.print(sentence)
     screen.print(terminal_grid(comparison, "auc"))
     screen.print(terminal_grid(comparison, "logloss"))
 

@@ -10,7 +10,8 @@ import numpy as np
 from d3jax.evaluate import planted_fields
 from d3jax.pictures.charts import Spread, method_dots, save, start_ratio_lines
 from d3jax.pictures.figures import attention_heat_map
-from experiments.compare.report import TITLES, Comparison
+from experiments.compare.comparison import Comparison
+from experiments.compare.report import TITLES
 from experiments.compare.statistics import MetricName
 from experiments.compare.tables import MLP, Method
 

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Sequence
 from d3jax.console.safe_text import for_markdown
 
 
+class Strong(str):
+    """The text of a cell that stands out."""
+
+
 def markdown_table(
     head: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1
 ) -> list[str]:
@@ -19,4 +23,8 @@ def markdown_table(
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(for_markdown(cell) for cell in cells) + " |"
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(text: str) -> str:
+    return f"**{for_markdown(text)}**" if isinstance(text, Strong) else for_markdown(text)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 
-from d3jax.config import Config
 from d3jax.console.report import interval_text, number_text
 from d3jax.console.safe_text import csv_writer, for_markdown, markdown_code
 from d3jax.console.terminal import Grid
-from d3jax.data.prepared import Prepared
-from d3jax.training.metrics import Evaluation
-from experiments.compare.cells import CellResult
-from experiments.compare.markdown import markdown_table
+from experiments.compare.comparison import Comparison
+from experiments.compare.markdown import Strong, markdown_table
 from experiments.compare.paper import CAVEATS, printed
-from experiments.compare.statistics import METRICS, MetricName, Summary, summarize
-from experiments.compare.tables import Table
+from experiments.compare.statistics import FEWEST_PAIRS, METRICS, MetricName, Summary
+from experiments.compare.verdict import verdict
 
 TITLES: dict[MetricName, str] = {
     "auc": "AUC",
@@ -31,64 +26,9 @@ MARKS = {"better": " ▲", "worse": " ▼", "": ""}
 LEGEND = (
     "Mean ± standard deviation over seeds, on the test rows, of the weights that were best on the "
     "validation rows. ▲ better, ▼ worse than the method's base in a paired two-sided t-test over "
-    "three or more seeds (p < .05 after Holm's correction over the method's columns)."
+    "three or more seeds (p < .05 after Holm's correction over the method's columns); the averages "
+    "of scenarios are not tested. Bold: the best mean of a column."
 )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The measurements of a comparison, and all that a report needs to say about it."""
-
-    table: Table
-    prepared: Prepared
-    config: Config
-    command: str
-    results: Mapping[str, Mapping[int, CellResult]]
-    """Finished cells by method and seed."""
-    notes: list[str] = field(default_factory=list)
-    """Remarks on what was left out, what failed, and what to know of the rest."""
-
-    @cached_property
-    def evaluations(self) -> dict[str, dict[int, Evaluation]]:
-        """The finished cells' evaluations."""
-        return {
-            method: {seed: cell.evaluation for seed, cell in cells.items()}
-            for method, cells in self.results.items()
-        }
-
-    @cached_property
-    def summaries(self) -> dict[tuple[str, str, MetricName], Summary]:
-        """The summary of each method, group and metric."""
-        found = summarize(self.table, self.evaluations)
-        return {(one.method, one.group, one.metric): one for one in found}
-
-    @property
-    def methods(self) -> list[str]:
-        """The methods with a finished cell, in the table's order."""
-        return [m.name for m in self.table.methods if self.results.get(m.name)]
-
-    @property
-    def groups(self) -> list[str]:
-        """The scenarios and "overall"."""
-        return list(self._any.groups)
-
-    @property
-    def constants(self) -> dict[str, float | None]:
-        """The logloss of answering with a group's click rate."""
-        return {name: group.constant_logloss for name, group in self._any.groups.items()}
-
-    def weights(self, method: str) -> int:
-        """A method's parameters without the embedding table."""
-        return next(iter(self.results[method].values())).weights
-
-    def base(self, method: str) -> str | None:
-        """Return the method that another is tested against."""
-        found = self.table.method(method)
-        return found.base if found else None
-
-    @property
-    def _any(self) -> Evaluation:
-        return next(one for seeds in self.evaluations.values() for one in seeds.values())
 
 
 def terminal_grid(comparison: Comparison, metric: MetricName) -> Grid:
@@ -103,18 +43,36 @@ def grid(comparison: Comparison, metric: MetricName) -> list[list[str]]:
 
     Logloss ends with the constant predictor.
     """
-    lines = [["method", "seeds", "weights", *comparison.groups]]
-    for method in comparison.methods:
-        cells = [comparison.summaries[method, group, metric] for group in comparison.groups]
+    table = {method: comparison.line(method, metric) for method in comparison.methods}
+    best = [_best(column, metric) for column in zip(*table.values(), strict=True)]
+    columns = [one.group for one in next(iter(table.values()))]
+    lines = [["method", "seeds", "weights", *columns]]
+    for method, cells in table.items():
+        texts = [
+            Strong(cell_text(cell)) if _distance(cell, metric) in winning else cell_text(cell)
+            for cell, winning in zip(cells, best, strict=True)
+        ]
         seeds = str(len(comparison.results[method]))
-        texts = [cell_text(cell) for cell in cells]
         lines.append([method, seeds, f"{comparison.weights(method):,}", *texts])
         if (paper := printed(comparison.prepared.schema, method, metric)) is not None:
-            lines.append(["  (the paper)", "", "", *(f"{value:.4f}" for value in paper), ""])
+            blanks = [""] * (len(columns) - len(paper))
+            lines.append(["  (the paper)", "", "", *blanks, *(f"{value:.4f}" for value in paper)])
     if metric == "logloss":
         constants = (number_text(value) for value in comparison.constants.values())
         lines.append(["constant (click rate)", "", "0", *constants])
     return lines
+
+
+def _best(column: Sequence[Summary], metric: MetricName) -> set[float]:
+    """The smallest distance of a column's means; none where no method stands out."""
+    found = {far for one in column if (far := _distance(one, metric)) is not None}
+    return {min(found)} if len(found) > 1 else set()
+
+
+def _distance(summary: Summary, metric: MetricName) -> float | None:
+    """How far a mean is from what it should be, in the digits that are shown."""
+    ideal = {"auc": 1, "gauc": 1, "pcoc": 1, "logloss": 0, "ece": 0}[metric]
+    return None if summary.mean is None else round(abs(round(summary.mean, 4) - ideal), 4)
 
 
 def interval_grid(comparison: Comparison) -> list[list[str]]:
@@ -144,7 +102,8 @@ def cell_text(summary: Summary) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """The whole report as Markdown."""
-    parts = [f"# {for_markdown(comparison.table.title)}", "", LEGEND]
+    said = [for_markdown(sentence) for sentence in verdict(comparison)]
+    parts = [f"# {for_markdown(comparison.table.title)}", "", " ".join(said), "", LEGEND]
     if comparison.command:
         parts += ["", markdown_code(comparison.command)]
     for title, lines in sections(comparison).items():
@@ -173,10 +132,22 @@ def remarks(comparison: Comparison) -> dict[str, list[str]]:
     own_data = any(printed(schema, method, "auc") for method in comparison.methods)
     found = {
         "Tested": bases,
-        "Notes": comparison.notes,
+        "Notes": [*_warnings(comparison), *comparison.notes],
         "About the paper's numbers": list(CAVEATS) if own_data else [],
     }
     return {title: notes for title, notes in found.items() if notes}
+
+
+def _warnings(comparison: Comparison) -> list[str]:
+    """Return what keeps the whole comparison from being believed."""
+    most = max(len(cells) for cells in comparison.results.values())
+    if most >= FEWEST_PAIRS:
+        return []
+    return [
+        f"No method has more than {most} of the {FEWEST_PAIRS} runs that a test needs, so that "
+        f"every difference may be chance; give --seeds {FEWEST_PAIRS} or more, which leaves "
+        "finished cells as they are."
+    ]
 
 
 def write_csv(path: Path, comparison: Comparison) -> None:
@@ -201,7 +172,7 @@ def _csv_row(
     one = comparison.summaries[method, group, metric]
     cells = comparison.results[method].values()
     paper = printed(comparison.prepared.schema, method, metric)
-    index = comparison.groups.index(group)
+    index = comparison.groups.index(group) - 1
     return [
         comparison.table.name,
         method,
@@ -215,7 +186,7 @@ def _csv_row(
         one.difference,
         one.p,
         one.p_holm,
-        paper[index] if paper is not None and index < len(paper) else None,
+        paper[index] if paper is not None and 0 <= index < len(paper) else None,
         comparison.constants[group] if metric == "logloss" else None,
         comparison.weights(method),
         round(sum(cell.seconds for cell in cells) / len(cells), 1),

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from d3jax.checks import OVERALL
 from d3jax.training.metrics import Evaluation, Metrics, mean_and_std
 from experiments.compare.tables import Table
 
@@ -118,13 +119,33 @@ def metric_of(metrics: Metrics, metric: MetricName) -> float | None:
     return values[metric]
 
 
+def summary_of(
+    method: str, group: str, metric: MetricName, values: Mapping[int, float | None]
+) -> Summary:
+    """Mean and spread of a figure that isn't tested."""
+    by_seed = defined(values)
+    return Summary(method, group, metric, by_seed, *mean_and_std(list(by_seed.values())))
+
+
+def defined(values: Mapping[int, float | None]) -> dict[int, float]:
+    """The figures of the seeds in which there is one, in the seeds' order."""
+    return {s: v for s, v in sorted(values.items()) if v is not None and math.isfinite(v)}
+
+
+def pairs_of(
+    ours: Mapping[int, float], base: Mapping[int, float]
+) -> tuple[list[float], list[float]]:
+    """The figures of the seeds that both have."""
+    paired = sorted(ours.keys() & base.keys())
+    return [ours[seed] for seed in paired], [base[seed] for seed in paired]
+
+
 def _summary(
     method: str, base_name: str | None, group: str, metric: MetricName, ours: BySeed, base: BySeed
 ) -> Summary:
     mine, theirs = _values(ours, group, metric), _values(base, group, metric)
     mean, std = mean_and_std(list(mine.values()))
-    paired = sorted(mine.keys() & theirs.keys())
-    pairs = [mine[seed] for seed in paired], [theirs[seed] for seed in paired]
+    pairs = pairs_of(mine, theirs)
     return Summary(
         method=method,
         group=group,
@@ -134,20 +155,19 @@ def _summary(
         std=std,
         interval=_mean_interval(ours, group) if metric == "auc" else None,
         base=base_name,
-        difference=float(np.mean(np.subtract(*pairs))) if paired else None,
+        difference=float(np.mean(np.subtract(*pairs))) if pairs[0] else None,
         p=paired_p(*pairs) if metric in TESTED else None,
     )
 
 
 def _groups(results: Mapping[str, BySeed]) -> list[str]:
-    """The scenarios in their order, and "overall"."""
+    """ "overall", and the scenarios in their order."""
     first = next((one for seeds in results.values() for one in seeds.values()), None)
-    return [] if first is None else list(first.groups)
+    return [] if first is None else [OVERALL, *first.scenarios]
 
 
 def _values(seeds: BySeed, group: str, metric: MetricName) -> dict[int, float]:
-    values = {seed: metric_of(one.groups[group], metric) for seed, one in seeds.items()}
-    return {s: v for s, v in sorted(values.items()) if v is not None and math.isfinite(v)}
+    return defined({seed: metric_of(one.groups[group], metric) for seed, one in seeds.items()})
 
 
 def _mean_interval(seeds: BySeed, group: str) -> tuple[float, float] | None:

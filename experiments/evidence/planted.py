@@ -29,9 +29,9 @@ from d3jax.owned import claim
 from d3jax.pictures.charts import COLOURS, MARKERS, save
 from d3jax.presets import PRESETS
 from experiments.compare.compare import Plan, compare
+from experiments.compare.comparison import Comparison
 from experiments.compare.figures import mean_attention
 from experiments.compare.markdown import markdown_table
-from experiments.compare.report import Comparison
 from experiments.compare.tables import MLP, TITLES, Table, find_table
 
 PRECISION = (

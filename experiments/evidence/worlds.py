@@ -29,8 +29,8 @@ from d3jax.evaluate import best_possible
 from d3jax.pictures.charts import Spread, method_dots, save
 from d3jax.presets import PRESETS
 from experiments.compare.compare import Plan
+from experiments.compare.comparison import Comparison
 from experiments.compare.markdown import markdown_table
-from experiments.compare.report import Comparison
 from experiments.compare.statistics import paired_p
 from experiments.compare.tables import FOUND, SCENARIOS, Table, terms
 from experiments.evidence.planted import compare_on

@@ -55,6 +55,19 @@ def test_methods_have_a_dot_and_a_deviation_in_each_group() -> None:
     np.testing.assert_allclose(ends(slot.containers[0].lines[2][0])[0, :, 0], [0.8, 0.8])
 
 
+def test_many_groups_stand_in_several_rows() -> None:
+    groups = [f"s{n}" for n in range(9)]
+    spread = Spread(np.full((2, 9), 0.7), np.full((2, 9), 0.01))
+    figure = method_dots(["MLP", "ADI"], groups, spread, "AUC")
+    figure.draw_without_rendering()
+    assert titles(figure) == groups
+    assert {round(axes.get_position().y0, 3) for axes in figure.axes[:7]} != {
+        round(axes.get_position().y0, 3) for axes in figure.axes[7:]
+    }
+    labelled = [axes for axes in figure.axes if axes.yaxis.get_tick_params()["labelleft"]]
+    assert labelled == [figure.axes[0], figure.axes[7]]
+
+
 def test_figure_3_has_auc_against_the_start_and_the_bar() -> None:
     figure = start_ratio_lines([0, 1], ["home", "slot"], SPREAD, ("MLP", np.array([0.6, 0.5])))
     slot = figure.axes[1]

@@ -150,6 +150,7 @@ def test_macro_and_worst_auc_are_of_the_scenarios_that_have_one():
     evaluation = Evaluation(Metrics(3, 0.5, 0.9, 1.0, 1.0), groups)
     assert evaluation.macro_auc() == pytest.approx(0.65)
     assert evaluation.worst_auc() == 0.5
+    assert (evaluation.macro_auc(["b", "c"]), evaluation.worst_auc(["b", "c"])) == (0.8, 0.8)
     none = Evaluation(evaluation.overall, {"c": groups["c"]})
     assert (none.macro_auc(), none.worst_auc()) == (None, None)
 

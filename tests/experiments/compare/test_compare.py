@@ -28,9 +28,11 @@ from d3jax.training.metrics import Evaluation, Metrics
 from experiments.compare import cells, compare
 from experiments.compare.cells import CellResult
 from experiments.compare.compare import Plan, duration, remaining_seconds
+from experiments.compare.comparison import Comparison
 from experiments.compare.figures import draw_comparison
 from experiments.compare.html import html
-from experiments.compare.report import Comparison, grid, markdown, write_csv
+from experiments.compare.markdown import Strong
+from experiments.compare.report import grid, interval_grid, markdown, remarks, write_csv
 from experiments.compare.tables import MLP, Method, Table, find_table
 from tests.flags import said
 
@@ -344,10 +346,15 @@ def comparison(prepared: Path) -> Comparison:
 
 def test_the_grid_says_mean_spread_and_verdict(comparison: Comparison) -> None:
     lines = grid(comparison, "auc")
-    assert lines[0] == ["method", "seeds", "weights", "home", "detail", "slot", "overall"]
-    assert lines[1] == ["MLP", "1", "1,234", *["0.7500"] * 4]
-    assert lines[2] == ["ADI", "3", "1,234", *["0.7100 ± 0.0100"] * 4]
-    assert lines[3] == ["ADI + D3", "3", "1,234", *["0.7200 ± 0.0099 ▲"] * 4]
+    averages = ["macro mean (all)", "worst scenario (all)"]
+    head = ["method", "seeds", "weights", "overall"]
+    assert lines[0] == [*head, *averages, "home", "detail", "slot"]
+    assert lines[1] == ["MLP", "1", "1,234", *["0.7500"] * 6]
+    assert lines[2] == ["ADI", "3", "1,234", *["0.7100 ± 0.0100"] * 6]
+    tested, average = "0.7200 ± 0.0099 ▲", "0.7200 ± 0.0099"
+    assert lines[3] == ["ADI + D3", "3", "1,234", tested, average, average, *[tested] * 3]
+    assert grid(comparison, "gauc")[0] == [*head, "home", "detail", "slot"]
+    assert interval_grid(comparison)[0] == ["method", "overall", "home", "detail", "slot"]
     assert grid(comparison, "logloss")[-1] == ["constant (click rate)", "", "0", *["0.5623"] * 4]
     assert "± 0.0000 ▲" not in str(grid(comparison, "logloss"))
 
@@ -364,6 +371,67 @@ def test_markdown_holds_the_tables_the_command_and_what_was_left_out(
     assert "| MLP | 0.7300-0.7700 |" in text
     piped = replace(comparison, results={"MLP": comparison.results["MLP"]})
     assert "ADI" not in grid(piped, "auc")[-1]
+
+
+def test_scenarios_with_rows_enough_are_averaged_and_the_header_says_so(
+    comparison: Comparison,
+) -> None:
+    def result(*aucs: float) -> CellResult:
+        sizes = zip(("home", "detail", "slot"), aucs, (5000, 1000, 999), strict=True)
+        groups = {name: replace(metrics(auc), rows=rows) for name, auc, rows in sizes}
+        return CellResult(Evaluation(metrics(0.7), groups), 1234, 6, 3, 0.5, 2.04, None)
+
+    results = {"MLP": {0: result(0.8, 0.6, 0.5), 1: result(0.6, 0.7, 0.9)}}
+    lines = grid(replace(comparison, results=results), "auc")
+    assert lines[0][4:6] == ["macro mean (≥ 1,000 rows)", "worst scenario (≥ 1,000 rows)"]
+    assert lines[1][4:6] == ["0.6750 ± 0.0354", "0.6000 ± 0.0000"]
+
+
+def test_the_best_of_a_column_stands_out_and_what_looks_the_same_does_too(
+    comparison: Comparison,
+) -> None:
+    def result(*values: float) -> CellResult:
+        auc, logloss, pcoc = values
+        one = replace(metrics(auc, logloss), pcoc=pcoc)
+        return CellResult(Evaluation(one, {"home": one}), 1, 6, 3, 0.5, 2.04, None)
+
+    made = [(0.70001, 0.4, 0.9), (0.70004, 0.3, 1.02), (0.6, 0.5, 0.98)]
+    names = ["MLP", "ADI", "ADI + D3"]
+    results = {name: {0: result(*values)} for name, values in zip(names, made, strict=True)}
+    compared = replace(comparison, results=results)
+
+    def strong(metric: str) -> list[str]:
+        lines = grid(compared, metric)[1:]
+        return [line[0] for line in lines if isinstance(line[3], Strong)]
+
+    assert strong("auc") == ["MLP", "ADI"]
+    assert strong("logloss") == ["ADI"]
+    assert strong("pcoc") == ["ADI", "ADI + D3"]
+    assert strong("ece") == []
+    assert "| ADI | 1 | 1 | **0.3000** |" in markdown(compared)
+    assert not any(
+        isinstance(text, Strong)
+        for text in grid(replace(comparison, results={"MLP": results["MLP"]}), "auc")[1]
+    )
+
+
+def test_fewer_than_three_seeds_are_warned_of(comparison: Comparison) -> None:
+    warning = (
+        "No method has more than 2 of the 3 runs that a test needs, so that every difference may "
+        "be chance; give --seeds 3 or more, which leaves finished cells as they are."
+    )
+    assert warning not in remarks(comparison)["Notes"]
+    two = {name: dict(list(cells.items())[:2]) for name, cells in comparison.results.items()}
+    assert remarks(replace(comparison, results=two))["Notes"] == [warning, "x & y"]
+
+
+def test_the_verdict_is_the_first_of_all_reports(
+    comparison: Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare.write_reports(comparison, tmp_path)
+    first = "The best mean AUC overall is that of MLP, 0.7500; "
+    assert capsys.readouterr().out.startswith(first)
+    assert (tmp_path / "table3.md").read_text().splitlines()[2].startswith(first)
 
 
 def test_csv_has_all_digits_and_the_test(comparison: Comparison, tmp_path: Path) -> None:
@@ -384,13 +452,16 @@ def test_the_page_stands_alone_and_is_escaped(comparison: Comparison, tmp_path: 
     assert "d3jax compare &lt;data&gt; --table 3" in page
     assert "<data>" not in page
     assert "x &amp; y" in page
+    assert 'name="viewport"' in page
     assert page.count("data:image/svg+xml;base64,") == page.count("<img ") == 3
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
     assert "url(" not in page
     assert '<td class="better">0.7200 ± 0.0099 ▲</td>' in page
+    assert "<td><strong>0.7500</strong></td>" in page
+    assert '<p class="verdict">The best mean AUC overall is that of MLP, 0.7500; ' in page
     assert "<td>+0.0100</td>" in page
-    body = page.removeprefix("<!doctype html>\n").replace('<meta charset="utf-8">', "")
+    body = page.removeprefix("<!doctype html>\n")
     body = re.sub(r"(<img [^>]*)>", r"\1/>", body)
     assert ElementTree.fromstring(body).tag == "html"
     for name in ("table3-auc", "table3-logloss", "table3-attention-adi-d3"):
@@ -404,8 +475,8 @@ def test_the_papers_numbers_come_with_what_speaks_against_them(comparison: Compa
     prepared = replace(comparison.prepared, schema=schema)
     theirs = replace(comparison, prepared=prepared)
     lines = grid(theirs, "auc")
-    assert lines[3] == ["  (the paper)", "", "", "0.6214", "0.5995", "0.6175", ""]
-    assert lines[5] == ["  (the paper)", "", "", "0.6261", "0.6029", "0.6230", ""]
+    assert lines[3] == ["  (the paper)", *[""] * 5, "0.6214", "0.5995", "0.6175"]
+    assert lines[5] == ["  (the paper)", *[""] * 5, "0.6261", "0.6029", "0.6230"]
     assert "About the paper's numbers" in markdown(theirs)
     assert "answering every row with the click rate (.2027)" in html(theirs, {})
 

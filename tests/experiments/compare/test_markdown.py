@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.compare.markdown import markdown_table
+from experiments.compare.markdown import Strong, markdown_table
 
 
 def test_text_stands_left_and_numbers_right() -> None:
@@ -16,3 +16,7 @@ def test_text_stands_left_and_numbers_right() -> None:
 
 def test_a_bar_in_a_cell_is_no_new_column() -> None:
     assert markdown_table(["tab", "n"], [["left|right", "1"]])[2] == "| left\\|right | 1 |"
+
+
+def test_what_stands_out_is_bold_and_its_marks_are_text() -> None:
+    assert markdown_table(["m", "n"], [["a", Strong("*1")]])[2] == "| a | **\\*1** |"
