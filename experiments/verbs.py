@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from d3jax.reads import idle, refuse_idle
 from d3jax.registry import BACKBONES
 from d3jax.settings import Settings, preset_of, values
 from d3jax.verb import Verb
-from experiments.compare.tables import BACKBONE, Method, find_table, preset_path
+from experiments.compare.tables import BACKBONE, Method, Table, find_table, of_methods, preset_path
 from experiments.search.spaces import check_drawn
 
 TableName = Literal[1, 2, 3, "open", "terms", "default"]
@@ -28,13 +29,16 @@ TableName = Literal[1, 2, 3, "open", "terms", "default"]
 
 @dataclass(frozen=True)
 class Compare(Settings):
-    """Train a table or figure of the D3 paper over several seeds, and report it.
+    """Train methods, or a table or figure of the D3 paper, over several seeds, and report them.
 
     The same command goes on where it was stopped: a finished cell is not trained again.
     """
 
     prepared: tyro.conf.Positional[Path] = tyro.MISSING
     """A prepared directory."""
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Any backbones by name, your own too, instead of a table; mlp is a plain network, and star+d3
+    is star with the head d3. The others are tested against the first."""
     table: Annotated[TableName | None, tyro.conf.arg(metavar="TABLE")] = None
     """1: backbones without and with D3; 2: weight generators and loss adapters; 3: D3's parts;
     open: what the paper leaves open; terms: a domain's own terms; default: `d3jax train`'s."""
@@ -45,7 +49,8 @@ class Compare(Settings):
     seeds: int = 5
     """Runs of each method, with seeds 0, 1 and so on."""
     base: Annotated[str | None, tyro.conf.arg(metavar="METHOD")] = None
-    """Test every method against this one, such as MLP; the paper's pairs when not given."""
+    """Test every method against this one, such as MLP; the paper's pairs, or the first of
+    --methods, when not given."""
     configs: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """A folder of preset files named by method, such as adi-d3.json, as d3jax search writes."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("comparison")
@@ -78,15 +83,17 @@ class Compare(Settings):
 
     def _methods(self) -> list[tuple[Method, Path | None]]:
         """Each method with the file of its preset."""
-        table = find_table(self.table, self.figure, self.on, self.base)
-        return [(method, preset_path(self.configs, method)) for method in table.methods]
+        return [(each, preset_path(self.configs, each)) for each in self._table().methods]
+
+    def _table(self) -> Table:
+        return find_table(self.table, self.figure, self.on, self.base, self.methods)
 
     def run(self, console: Console) -> None:
         """Trains what is missing and prints the table."""
         from experiments.compare.compare import Plan, compare
 
         plan = Plan(
-            table=find_table(self.table, self.figure, self.on, self.base),
+            table=self._table(),
             config=self.chosen(),
             seeds=self.seeds,
             out=self.out,
@@ -202,18 +209,25 @@ class Chaos(Settings):
 
 
 def _methods_named(config: Config, arguments: Sequence[str]) -> list[Config]:
-    """The methods of the table or figure that the arguments name; none where they don't."""
+    """The methods that the arguments name, or those of the table or figure; none without one."""
     on = [name for name in values("--on", arguments) if name in BACKBONES.names()] or [BACKBONE]
     tables = [text for text in values("--table", arguments) if text in ("1", "2", "3", "open")]
     figures = [text for text in values("--figure", arguments) if text in ("3", "4")]
     if not tables and not figures:
-        return []
+        names = _names("--methods", arguments)
+        return [each.configure(config, 0) for each in of_methods(names).methods] if names else []
     table: int | str | None = None
     if tables:
         table = "open" if tables[-1] == "open" else int(tables[-1])
     figure = int(figures[-1]) if figures and not tables else None
     methods = find_table(table, figure, BACKBONE if table == 1 else on[-1], None).methods
     return [method.configure(config, 0) for method in methods]
+
+
+def _names(flag: str, arguments: Sequence[str]) -> list[str]:
+    """All texts that follow a flag, up to the next one."""
+    after = dropwhile(lambda text: text != flag, arguments)
+    return list(takewhile(lambda text: not text.startswith("-"), islice(after, 1, None)))
 
 
 def _saved_often(config: Config) -> Config:

@@ -70,7 +70,7 @@ def _best(column: Sequence[Summary], metric: MetricName) -> set[float]:
 
 
 def _distance(summary: Summary, metric: MetricName) -> float | None:
-    """How far a mean is from what it should be, in the digits that are shown."""
+    """The distance of a mean from the ideal, in the digits that are shown."""
     ideal = {"auc": 1, "gauc": 1, "pcoc": 1, "logloss": 0, "ece": 0}[metric]
     return None if summary.mean is None else round(abs(round(summary.mean, 4) - ideal), 4)
 

@@ -1,9 +1,11 @@
-"""The comparisons of the D3 paper: Tables 1 to 3 and Figures 3 and 4, as lists of methods."""
+"""The comparisons of the D3 paper, Tables 1 to 3 and Figures 3 and 4, and those of one's own
+choice, as lists of methods."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 from d3jax.config import Config
 from d3jax.domains import AUTO
 from d3jax.errors import ConfigError
+from d3jax.names import did_you_mean
+from d3jax.registry import BACKBONES, HEADS
 
 START_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """When loss adaptation starts in Figure 3, as a share of the run's steps; 1: never."""
@@ -33,6 +37,9 @@ TITLES: dict[str, str] = {
     "m3oe": "M3oE",
     "adaptdhm": "AdaptDHM",
 }
+
+
+HEAD_TITLES: dict[str, str] = {"d3": "D3", "m2m_wg": "M2M-WG", "pepnet_wg": "PEPNet-WG"}
 
 
 def title_of(backbone: str) -> str:
@@ -277,22 +284,71 @@ TABLES: dict[int | str, Callable[[str], Table]] = {
 FIGURES: dict[int, Callable[[str], Table]] = {3: figure3, 4: figure4}
 
 
+PLAIN = "mlp"
+"""The name of the plain network among methods."""
+
+
+def of_methods(names: Sequence[str]) -> Table:
+    """Return methods by their names, all but the first tested against it.
+
+    A name is that of a backbone, or `mlp`; a head's may follow it, as in star+d3. Raises
+    `ConfigError` for a name that no part has, and for a method that is named twice.
+    """
+    methods = tuple(map(method_of, names))
+    for slug, count in Counter(method.slug for method in methods).items():
+        if count > 1:
+            twice = [name for name in names if method_of(name).slug == slug]
+            raise ConfigError(f"methods names {' and '.join(twice)}, which are one; leave one out")
+    return against(Table("methods", "Methods side by side", methods), methods[0].name)
+
+
+def method_of(name: str) -> Method:
+    """Return the method of a backbone's name, which "+" and a head's may follow."""
+    backbone, plus, head = name.partition("+")
+    known = [PLAIN, *BACKBONES.names()]
+    if backbone not in known:
+        raise ConfigError(
+            f"methods names {name!r}, but there is no backbone {backbone!r}"
+            f"{did_you_mean(backbone, known)}; there are {', '.join(known)}, and those of packages "
+            "that register their own: install or import them"
+        )
+    if backbone == PLAIN:
+        backbone = MLP.backbone
+    if plus and head not in HEADS.names():
+        raise ConfigError(
+            f"methods names {name!r}, but there is no head {head!r}"
+            f"{did_you_mean(head, HEADS.names())}; there are {', '.join(HEADS.names())}"
+        )
+    if head in ("", "own"):
+        return _own(backbone)
+    return Method(f"{title_of(backbone)} + {HEAD_TITLES.get(head, head)}", backbone, head)
+
+
 def find_table(
-    table: int | str | None, figure: int | None, backbone: str, base: str | None
+    table: int | str | None,
+    figure: int | None,
+    backbone: str,
+    base: str | None,
+    methods: Sequence[str] = (),
 ) -> Table:
-    """The table or figure of that number, tested against `base` where one is named.
+    """The table or figure of that number, or the methods, tested against `base` if one is named.
 
     Raises `ConfigError` unless exactly one is asked for, and for a base that isn't in it.
     """
-    if (table is None) == (figure is None):
+    if sum((table is not None, figure is not None, bool(methods))) != 1:
         raise ConfigError(
-            "give --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them only"
+            "give --methods, --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them "
+            "only"
         )
-    if table in (1, "terms") and backbone != BACKBONE:
-        raise ConfigError(
-            f"on is {backbone}, but table {table} has its own backbones; leave --on out"
-        )
-    found = TABLES[table](backbone) if table else FIGURES[figure or 0](backbone)
+    if backbone != BACKBONE and (methods or table in (1, "terms")):
+        what = "--methods names the" if methods else f"table {table} has its own"
+        raise ConfigError(f"on is {backbone}, but {what} backbones; leave --on out")
+    if methods:
+        found = of_methods(methods)
+        # The base may be written as the methods are.
+        base = method_of(base).name if base and base in methods else base
+    else:
+        found = TABLES[table](backbone) if table else FIGURES[figure or 0](backbone)
     if base is None:
         return found
     if found.method(base) is None:

@@ -24,6 +24,7 @@ from d3jax.cli import main, parse
 from d3jax.config import Config, ModelConfig, TrainConfig
 from d3jax.data.prepared import open_prepared
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
+from d3jax.registry import BACKBONES
 from d3jax.training.metrics import Evaluation, Metrics
 from experiments.compare import cells, compare
 from experiments.compare.cells import CellResult
@@ -495,10 +496,34 @@ def test_flags_reach_the_comparison() -> None:
     assert verb.chosen() == replace(expected, train=replace(expected.train, epochs=3))
 
 
+def test_methods_bring_the_flags_of_their_parts() -> None:
+    names = ["mlp", "mmoe", "shared_bottom+d3"]
+    verb = parse(["compare", "data", "--methods", *names, "--mmoe.experts", "3", "--width", "9"])
+    assert verb.methods == tuple(names)
+    assert (verb.chosen().mmoe.experts, verb.chosen().d3.width) == (3, 9)
+
+
+@pytest.mark.slow
+def test_a_backbone_of_ones_own_is_compared_by_its_name(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKBONES._registered, "mine", BACKBONES.find("shared_bottom"))
+    flags = ["--embedding-dim", "4", "--bottom-layers", "8", "6", "--epochs", "1", "--seeds", "1"]
+    main(["compare", str(prepared), "--methods", "mlp", "mine", "--out", str(tmp_path), *flags])
+    assert "- mine against MLP" in (tmp_path / "methods.md").read_text()
+    assert (tmp_path / "cells/mine/0/evaluation.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them only"),
+        (
+            [],
+            "give --methods, --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them "
+            "only",
+        ),
+        (["--methods", "mlp", "--table", "1"], "give --methods, --table 1, 2, 3, open or terms"),
+        (["--methods", "mlp", "mmeo"], "there is no backbone 'mmeo' (did you mean mmoe?)"),
         (["--table", "1", "--figure", "3"], "and one of them only"),
         (["--table", "1", "--base", "GBDT"], "base 'GBDT' is not in the table; it has MLP"),
         (["--table", "1", "--seeds", "0"], "seeds is 0; it must be between 1 and 1000"),

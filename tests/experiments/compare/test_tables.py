@@ -11,6 +11,7 @@ from d3jax.batch import Field, Schema
 from d3jax.config import Config, differences
 from d3jax.errors import ConfigError
 from d3jax.parts import refusal
+from d3jax.registry import BACKBONES, HEADS, Part
 from experiments.compare.paper import ALI_CCP, printed
 from experiments.compare.tables import FIGURES, MLP, TABLES, find_table
 
@@ -95,12 +96,90 @@ def test_a_base_of_ones_own() -> None:
         find_table(1, None, "adi", "GBDT")
 
 
-@pytest.mark.parametrize(("table", "figure"), [(None, None), (1, 3)])
-def test_exactly_one_is_asked_for(table: int | None, figure: int | None) -> None:
-    with pytest.raises(
-        ConfigError, match="give --table 1, 2, 3, open or terms, or --figure 3 or 4"
-    ):
-        find_table(table, figure, "adi", None)
+@pytest.mark.parametrize(
+    ("table", "figure", "methods"),
+    [(None, None, ()), (1, 3, ()), (1, None, ("mlp",)), (None, 3, ("mlp",))],
+)
+def test_exactly_one_is_asked_for(
+    table: int | None, figure: int | None, methods: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        find_table(table, figure, "adi", None, methods)
+    assert str(error.value) == (
+        "give --methods, --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them only"
+    )
+
+
+def test_methods_by_name_are_tested_against_the_first() -> None:
+    names = ["pepnet", "mlp", "star+d3", "sar_net+own", "ple+m2m_wg"]
+    table = find_table(None, None, "adi", None, names)
+    assert table.name == "methods"
+    found = [(each.name, each.backbone, each.head, each.base) for each in table.methods]
+    assert found == [
+        ("PEPNet", "pepnet", "own", None),
+        ("MLP", "plain", "own", "PEPNet"),
+        ("STAR + D3", "star", "d3", "PEPNet"),
+        ("SAR-Net", "sar_net", "own", "PEPNet"),
+        ("PLE + M2M-WG", "ple", "m2m_wg", "PEPNet"),
+    ]
+    # They share cells with the tables.
+    assert table.methods[2].slug == find_table(1, None, "adi", None).method("STAR + D3").slug
+    for base in ("star+d3", "STAR + D3"):
+        bases = [m.base for m in find_table(None, None, "adi", base, names).methods]
+        assert bases == ["STAR + D3", "STAR + D3", None, "STAR + D3", "STAR + D3"]
+
+
+def test_a_backbone_of_another_package_is_a_method_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES._registered, "mine", Part(lambda choice: None))
+    monkeypatch.setitem(HEADS._registered, "my_head", Part(lambda choice: None))
+    mlp, own, headed = find_table(None, None, "adi", None, ["mlp", "mine", "mine+my_head"]).methods
+    assert (own.name, own.backbone, own.base) == ("mine", "mine", mlp.name)
+    assert (headed.name, headed.backbone, headed.head) == ("mine + my_head", "mine", "my_head")
+
+
+KNOWN = (
+    "mlp, adaptdhm, adasparse, adi, hamur, m2m, m3oe, mmoe, pepnet, plain, ple, sar_net, "
+    "shared_bottom, star"
+)
+OTHERS = ", and those of packages that register their own: install or import them"
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (
+            ("mlp", "pepnt"),
+            "methods names 'pepnt', but there is no backbone 'pepnt' (did you mean pepnet?); "
+            f"there are {KNOWN}{OTHERS}",
+        ),
+        (
+            ("MLP",),
+            "methods names 'MLP', but there is no backbone 'MLP' (did you mean mlp?); there are "
+            f"{KNOWN}{OTHERS}",
+        ),
+        (
+            ("star+d",),
+            "methods names 'star+d', but there is no head 'd'; there are d3, m2m_wg, own, "
+            "pepnet_wg",
+        ),
+        (
+            ("star+pepnet-wg",),
+            "methods names 'star+pepnet-wg', but there is no head 'pepnet-wg' (did you mean "
+            "pepnet_wg?); there are d3, m2m_wg, own, pepnet_wg",
+        ),
+        (("plain", "star", "mlp"), "methods names plain and mlp, which are one; leave one out"),
+    ],
+)
+def test_methods_that_there_are_not_are_refused(methods: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        find_table(None, None, "adi", None, methods)
+    assert str(error.value) == message
+
+
+def test_the_backbone_of_tables_is_none_of_methods() -> None:
+    with pytest.raises(ConfigError) as error:
+        find_table(None, None, "star", None, ("mlp",))
+    assert str(error.value) == "on is star, but --methods names the backbones; leave --on out"
 
 
 def test_the_papers_numbers_stand_beside_its_own_data_only() -> None:
