@@ -48,6 +48,9 @@ class Compare(Settings):
     """The backbone of tables 2 and 3 and of the figures, such as one of your own."""
     seeds: int = 5
     """Runs of each method, with seeds 0, 1 and so on."""
+    splits: int = 1
+    """Splits of the rows, 0 the prepared one and the others random, each run with every seed;
+    cells/mlp/2-split-1 is seed 2 on split 1. For data that were split at random."""
     base: Annotated[str | None, tyro.conf.arg(metavar="METHOD")] = None
     """Test every method against this one, such as MLP; the paper's pairs, or the first of
     --methods, when not given."""
@@ -100,6 +103,7 @@ class Compare(Settings):
             configs=self.configs,
             keep=self.keep,
             command=_command_line(),
+            splits=self.splits,
         )
         compare(self.prepared, plan, console)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ from experiments.compare.comparison import Comparison
 from experiments.compare.figures import draw_comparison
 from experiments.compare.html import html
 from experiments.compare.report import markdown, terminal_grid, write_csv
+from experiments.compare.splits import NOTE, check_redrawable, redraw
+from experiments.compare.statistics import Repeat
 from experiments.compare.tables import Method, Table, preset_path
 from experiments.compare.verdict import verdict
 
@@ -49,31 +52,33 @@ FILE_WIDTH = 120
 
 _SAME = "stopped and saved; give the same command to go on"
 
-Results = dict[str, dict[int, CellResult]]
-"""Finished cells by method and seed."""
+Results = dict[str, dict[Repeat, CellResult]]
+"""Finished cells by method, and by seed and split."""
 
 
 class Cell(NamedTuple):
-    """A method with one seed, and the run directory it is trained in."""
+    """A method with one seed on one split, and the run directory it is trained in."""
 
     method: Method
-    seed: int
+    repeat: Repeat
     config: Config
     directory: Path
+    prepared: Prepared
 
-    def begun(self, prepared: Prepared) -> Run | None:
+    def begun(self) -> Run | None:
         """The cell's run, None when it hasn't been started."""
-        return open_same_run(self.directory, self.config, prepared)
+        return open_same_run(self.directory, self.config, self.prepared)
 
-    def run(self, prepared: Prepared) -> Run:
+    def run(self) -> Run:
         """The cell's run, made when it hasn't been started."""
-        return self.begun(prepared) or create_run(self.directory, self.config, prepared, False)
+        return self.begun() or create_run(self.directory, self.config, self.prepared, False)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The methods to compare, and where; `configs` is a folder of presets by method, such as
-    `adi-d3.json`, which replace `config` for their methods; `keep` leaves checkpoints."""
+    `adi-d3.json`, which replace `config` for their methods; `keep` leaves checkpoints; each of the
+    seeds is run on each of the `splits` of the rows."""
 
     table: Table
     config: Config
@@ -82,9 +87,11 @@ class Plan:
     configs: Path | None = None
     keep: bool = False
     command: str = ""
+    splits: int = 1
 
     def __post_init__(self) -> None:
         within("seeds", self.seeds, 1, 1000)
+        within("splits", self.splits, 1, 100)
 
     def config_of(self, method: Method, seed: int) -> Config:
         """The configuration of one cell; raises `ConfigError` for a preset of another model."""
@@ -99,20 +106,25 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
     """
     prepared = open_prepared(data)
     check_rows(prepared)
+    check_redrawable(prepared, plan.splits)
     check_storable(plan.out)
     plan = replace(plan, config=settled(plan.config, prepared))
     methods, notes = _trainable(plan, prepared)
-    cells = _cells(plan, methods, prepared)
+    chosen = [(each, settled(plan.config_of(each, 0), prepared)) for each in methods]
     claim(plan.out, "comparison")
+    drawn = (redraw(prepared, plan.out / "splits" / str(n), n) for n in range(1, plan.splits))
+    cells = list(_cells(plan, chosen, [prepared, *drawn]))
+    if plan.splits > 1:
+        notes.append(NOTE.format(splits=plan.splits))
     results: Results = {method.name: {} for method in methods}
     for cell in cells:
-        if (finished := read_cell(cell.begun(prepared))) is not None:
-            results[cell.method.name][cell.seed] = finished
-    left = [cell for cell in cells if cell.seed not in results[cell.method.name]]
+        if (finished := read_cell(cell.begun())) is not None:
+            results[cell.method.name][cell.repeat] = finished
+    left = [cell for cell in cells if cell.repeat not in results[cell.method.name]]
     console.print(f"{len(cells)} cells, {len(cells) - len(left)} of them finished already")
     try:
         if left:
-            notes += _train(left, plan, prepared, results, console)
+            notes += _train(left, plan, results, console)
     finally:
         notes += _unweighed(plan, prepared, results)
         comparison = Comparison(plan.table, prepared, plan.config, plan.command, results, notes)
@@ -154,20 +166,16 @@ def _trainable(plan: Plan, prepared: Prepared) -> tuple[list[Method], list[str]]
     return methods, notes
 
 
-def _cells(plan: Plan, methods: Sequence[Method], prepared: Prepared) -> list[Cell]:
-    """All cells, a whole table of one seed before the next seed."""
-
-    configs = [settled(plan.config_of(method, 0), prepared) for method in methods]
-
-    def cell(method: Method, config: Config, seed: int) -> Cell:
-        config = config.changed(train=replace(config.train, seed=seed))
-        return Cell(method, seed, config, plan.out / "cells" / method.slug / str(seed))
-
-    return [
-        cell(method, config, seed)
-        for seed in range(plan.seeds)
-        for method, config in zip(methods, configs, strict=True)
-    ]
+def _cells(
+    plan: Plan, chosen: Sequence[tuple[Method, Config]], splits: Sequence[Prepared]
+) -> Iterator[Cell]:
+    """All cells, a whole table of one seed on one split before the next."""
+    for seed, split in product(range(plan.seeds), range(len(splits))):
+        repeat = Repeat(seed, split)
+        for method, config in chosen:
+            directory = plan.out / "cells" / method.slug / str(repeat)
+            seeded = config.changed(train=replace(config.train, seed=seed))
+            yield Cell(method, repeat, seeded, directory, splits[split])
 
 
 def _unweighed(plan: Plan, prepared: Prepared, results: Results) -> list[str]:
@@ -189,18 +197,16 @@ def _unweighed(plan: Plan, prepared: Prepared, results: Results) -> list[str]:
     return notes
 
 
-def _train(
-    left: Sequence[Cell], plan: Plan, prepared: Prepared, results: Results, console: Console
-) -> list[str]:
+def _train(left: Sequence[Cell], plan: Plan, results: Results, console: Console) -> list[str]:
     """Trains the cells into `results`; returns what has to be said about those that failed."""
     trainers: dict[tuple[str, int], Trainer] = {}
     failures = []
-    waiting, done = deque(groups(left, prepared)), 0
+    waiting, done = deque(groups(left)), 0
     left = [cell for cells in waiting for cell in cells]
     with _progress(console, results, left) as show, stop_signals() as should_stop:
         while waiting:
             cells = waiting.popleft()
-            runs = [cell.run(prepared) for cell in cells]
+            runs, prepared = [cell.run() for cell in cells], cells[0].prepared
             key = (cells[0].method.name, len(cells))
             if key not in trainers:
                 trainers[key] = cell_trainer(runs)
@@ -208,7 +214,7 @@ def _train(
             try:
                 finished = run_cells(runs, prepared, trainers[key], shown, should_stop, plan.keep)
                 results[cells[0].method.name].update(
-                    {cell.seed: result for cell, result in zip(cells, finished, strict=True)}
+                    {cell.repeat: result for cell, result in zip(cells, finished, strict=True)}
                 )
             except Preempted as stop:
                 raise Preempted(f"{title(cells)}: {_SAME}") from stop
@@ -227,24 +233,25 @@ def _train(
     return failures
 
 
-def groups(cells: Sequence[Cell], prepared: Prepared) -> list[list[Cell]]:
+def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return the cells that are trained together: a method's seeds where that is faster."""
-    by_method: dict[str, list[Cell]] = {}
+    by_rows: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
-        by_method.setdefault(cell.method.name, []).append(cell)
+        by_rows.setdefault((cell.method.name, cell.repeat.split), []).append(cell)
     together = {
-        name
-        for name, [first, *_] in by_method.items()
-        if is_faster_side_by_side(prepared.schema, first.config)
+        key
+        for key, [first, *_] in by_rows.items()
+        if is_faster_side_by_side(first.prepared.schema, first.config)
     }
-    alone = [[cell] for cell in cells if cell.method.name not in together]
-    return [by_method[name] for name in by_method if name in together] + alone
+    alone = [[c] for c in cells if (c.method.name, c.repeat.split) not in together]
+    return [by_rows[key] for key in by_rows if key in together] + alone
 
 
 def title(cells: Sequence[Cell]) -> str:
-    """Return the method and the seeds of cells in words."""
-    seeds = ", ".join(str(cell.seed) for cell in cells)
-    return f"{cells[0].method.name}, seed{'s' if len(cells) > 1 else ''} {seeds}"
+    """Return the method, the seeds and the split of cells in words."""
+    seeds, split = ", ".join(str(cell.repeat.seed) for cell in cells), cells[0].repeat.split
+    where = f" on split {split}" if split else ""
+    return f"{cells[0].method.name}, seed{'s' if len(cells) > 1 else ''} {seeds}{where}"
 
 
 def remaining_seconds(spent: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:

@@ -9,9 +9,9 @@ from functools import cached_property
 from d3jax.checks import OVERALL
 from d3jax.config import Config
 from d3jax.data.prepared import Prepared
-from d3jax.training.metrics import Evaluation
+from d3jax.training.metrics import Evaluation, mean_and_std
 from experiments.compare.cells import CellResult
-from experiments.compare.statistics import MetricName, Summary, summarize, summary_of
+from experiments.compare.statistics import MetricName, Repeat, Summary, summarize, summary_of
 from experiments.compare.tables import Table
 
 AMPLE = 1000
@@ -26,13 +26,13 @@ class Comparison:
     prepared: Prepared
     config: Config
     command: str
-    results: Mapping[str, Mapping[int, CellResult]]
+    results: Mapping[str, Mapping[Repeat, CellResult]]
     """Finished cells by method and seed."""
     notes: list[str] = field(default_factory=list)
     """Remarks on what was left out, what failed, and what to know of the rest."""
 
     @cached_property
-    def evaluations(self) -> dict[str, dict[int, Evaluation]]:
+    def evaluations(self) -> dict[str, dict[Repeat, Evaluation]]:
         """The finished cells' evaluations."""
         return {
             method: {seed: cell.evaluation for seed, cell in cells.items()}
@@ -66,10 +66,16 @@ class Comparison:
         """The test rows of each group."""
         return {name: self._any.groups[name].rows for name in self.groups}
 
-    @property
+    @cached_property
     def constants(self) -> dict[str, float | None]:
-        """The logloss of answering with a group's click rate."""
-        return {name: self._any.groups[name].constant_logloss for name in self.groups}
+        """The logloss of answering with a group's click rate, mean over the first method's runs:
+        splits differ in it."""
+        runs = self.evaluations[self.methods[0]].values()
+        found = {name: [one.groups[name].constant_logloss for one in runs] for name in self.groups}
+        return {
+            name: mean_and_std([value for value in values if value is not None])[0]
+            for name, values in found.items()
+        }
 
     def weights(self, method: str) -> int:
         """A method's parameters without the embedding table."""

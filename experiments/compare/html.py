@@ -70,11 +70,12 @@ figure { margin: 1rem 0 } figcaption { color: #555 }
 """
 
 READING = (
-    "Each number is a mean over training runs that differ in their seed alone; the spread beside "
-    "it says how much a single run can be believed. Blue cells are significantly better than the "
-    "method's base, orange ones worse; without colour, the difference may be chance. Compare a "
-    "gain with the plain MLP too, not only with its base, and a logloss with the constant's. The "
-    "bootstrap interval says how much the AUC of one run depends on which test rows were drawn."
+    "Each number is a mean over training runs that differ in their seed, and with --splits in "
+    "their rows; the spread beside it says how much a single run can be believed. Blue cells are "
+    "significantly better than the method's base, orange ones worse; without colour, the "
+    "difference may be chance. Compare a gain with the plain MLP too, not only with its base, and "
+    "a logloss with the constant's. The bootstrap interval says how much the AUC of one run "
+    "depends on which test rows were drawn."
 )
 
 

@@ -21,7 +21,18 @@ LEVEL = 0.05
 FEWEST_PAIRS = 3
 """With two pairs a t-test has one degree of freedom, and calls chance significant or nothing."""
 
-BySeed = Mapping[int, Evaluation]
+
+class Repeat(NamedTuple):
+    """A run's seed, and the split of the rows that it is of; 0 is the prepared one."""
+
+    seed: int
+    split: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.seed}-split-{self.split}" if self.split else str(self.seed)
+
+
+BySeed = Mapping[Repeat, Evaluation]
 """The evaluations of a method's finished seeds."""
 
 
@@ -36,7 +47,7 @@ class Summary(NamedTuple):
     method: str
     group: str
     metric: MetricName
-    by_seed: dict[int, float]
+    by_seed: dict[Repeat, float]
     """The figure of each seed in which it is defined."""
     mean: float | None
     std: float | None
@@ -120,20 +131,20 @@ def metric_of(metrics: Metrics, metric: MetricName) -> float | None:
 
 
 def summary_of(
-    method: str, group: str, metric: MetricName, values: Mapping[int, float | None]
+    method: str, group: str, metric: MetricName, values: Mapping[Repeat, float | None]
 ) -> Summary:
     """Mean and spread of a figure that isn't tested."""
     by_seed = defined(values)
     return Summary(method, group, metric, by_seed, *mean_and_std(list(by_seed.values())))
 
 
-def defined(values: Mapping[int, float | None]) -> dict[int, float]:
+def defined(values: Mapping[Repeat, float | None]) -> dict[Repeat, float]:
     """The figures of the seeds in which there is one, in the seeds' order."""
     return {s: v for s, v in sorted(values.items()) if v is not None and math.isfinite(v)}
 
 
 def pairs_of(
-    ours: Mapping[int, float], base: Mapping[int, float]
+    ours: Mapping[Repeat, float], base: Mapping[Repeat, float]
 ) -> tuple[list[float], list[float]]:
     """The figures of the seeds that both have."""
     paired = sorted(ours.keys() & base.keys())
@@ -166,7 +177,7 @@ def _groups(results: Mapping[str, BySeed]) -> list[str]:
     return [] if first is None else [OVERALL, *first.scenarios]
 
 
-def _values(seeds: BySeed, group: str, metric: MetricName) -> dict[int, float]:
+def _values(seeds: BySeed, group: str, metric: MetricName) -> dict[Repeat, float]:
     return defined({seed: metric_of(one.groups[group], metric) for seed, one in seeds.items()})
 
 

@@ -34,6 +34,7 @@ from experiments.compare.figures import draw_comparison
 from experiments.compare.html import html
 from experiments.compare.markdown import Strong
 from experiments.compare.report import grid, interval_grid, markdown, remarks, write_csv
+from experiments.compare.statistics import Repeat
 from experiments.compare.tables import MLP, Method, Table, find_table
 from tests.flags import said
 
@@ -227,6 +228,65 @@ def test_a_cell_that_diverges_is_said_and_left_out(
     assert compared.notes == ["MLP, seed 1, failed: the loss at step 3 is nan"]
     assert "MLP, seed 1, failed: the loss" in (tmp_path / "out/table3.md").read_text()
     assert "| MLP | 1 |" in (tmp_path / "out/table3.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_seed_is_run_on_every_split(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = counted(monkeypatch)
+    compare.compare(prepared, Plan(TABLE, CONFIG, 1, tmp_path), QUIET)
+    compared = compare.compare(prepared, Plan(TABLE, CONFIG, 2, tmp_path, splits=2), QUIET)
+    names = ("mlp", "shared-bottom")
+    first, rest = [f"{name}/0" for name in names], ("0-split-1", "1", "1-split-1")
+    # The prepared split is split 0, whose cells are taken over.
+    assert trained == [*first, *(f"{name}/{repeat}" for repeat in rest for name in names)]
+    assert [path.name for path in (tmp_path / "splits").iterdir()] == ["1"]
+    [mlp, bottom] = (compared.summaries[name, "overall", "auc"] for name in compared.methods)
+    assert len(set(mlp.by_seed.values())) == 4
+    assert list(mlp.by_seed) == list(bottom.by_seed) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert bottom.p is not None
+    rows = list(csv.DictReader((tmp_path / "table3.csv").read_text().splitlines()))
+    names_in_csv = [pair.split(":")[0] for pair in rows[0]["by_seed"].split()]
+    assert names_in_csv == ["0", "0-split-1", "1", "1-split-1"]
+    assert (
+        "- The rows were split 2 times; split 0 is the prepared one"
+        in (tmp_path / "table3.md").read_text()
+    )
+    run = json.loads((tmp_path / "cells/mlp/1-split-1/config.json").read_text())
+    assert str(tmp_path / "splits" / "1") in json.dumps(run)
+    trained.clear()
+    compare.compare(prepared, Plan(TABLE, CONFIG, 2, tmp_path, splits=2), QUIET)
+    assert trained == []
+
+
+def test_seeds_of_one_split_are_trained_together(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "is_faster_side_by_side", lambda *given: True)
+    plan, data = Plan(TABLE, CONFIG, 2, Path("nowhere"), splits=2), open_prepared(prepared)
+    found = compare.groups(list(compare._cells(plan, [(MLP, CONFIG)], [data, data])))
+    assert [[cell.repeat for cell in cells] for cells in found] == [
+        [(0, 0), (1, 0)],
+        [(0, 1), (1, 1)],
+    ]
+    assert [compare.title(cells) for cells in found] == [
+        "MLP, seeds 0, 1",
+        "MLP, seeds 0, 1 on split 1",
+    ]
+
+
+def test_the_constant_is_the_mean_over_splits(comparison: Comparison) -> None:
+    def result(constant: float | None) -> CellResult:
+        one = replace(metrics(0.7), constant_logloss=constant)
+        return CellResult(Evaluation(one, {"home": one}), 1, 6, 3, 0.5, 2.04, None)
+
+    results = {"MLP": {Repeat(0): result(0.4), Repeat(0, 1): result(0.5)}}
+    assert replace(comparison, results=results).constants == pytest.approx(
+        {"overall": 0.45, "home": 0.45}
+    )
+    results = {"MLP": {Repeat(0): result(None)}}
+    assert replace(comparison, results=results).constants == {"overall": None, "home": None}
 
 
 @pytest.mark.slow
@@ -526,6 +586,7 @@ def test_a_backbone_of_ones_own_is_compared_by_its_name(
         (["--methods", "mlp", "mmeo"], "there is no backbone 'mmeo' (did you mean mmoe?)"),
         (["--table", "1", "--figure", "3"], "and one of them only"),
         (["--table", "1", "--base", "GBDT"], "base 'GBDT' is not in the table; it has MLP"),
+        (["--table", "1", "--splits", "0"], "splits is 0; it must be between 1 and 100"),
         (["--table", "1", "--seeds", "0"], "seeds is 0; it must be between 1 and 1000"),
         (["--table", "1", "--monitor-scenario", "attic"], "the data has home, detail, slot"),
     ],
