@@ -154,7 +154,7 @@ def write_csv(path: Path, comparison: Comparison) -> None:
     """One line a method, group and metric, with all digits; the test's columns beside it, and at
     the end the figure of each seed, as in "0:0.7 1:0.8"."""
     fields = (
-        "table,method,base,group,metric,seeds,mean,std,interval_low,interval_high,difference,"
+        "table,method,base,group,rows,metric,seeds,mean,std,interval_low,interval_high,difference,"
         "p,p_holm,paper,constant_logloss,weights,seconds_per_seed,by_seed"
     )
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -178,6 +178,7 @@ def _csv_row(
         method,
         one.base,
         group,
+        comparison.rows[group],
         metric,
         one.seeds,
         one.mean,

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from d3jax.checks import OVERALL
 from d3jax.pictures.charts import COLOURS, MARKERS, save
-from experiments.compare.markdown import markdown_table
+from experiments.compare.markdown import Strong, markdown_table
 from experiments.compare.statistics import LEVEL, paired_p
 from experiments.compare.tables import MLP, default
 
@@ -93,14 +93,13 @@ def p_text(p: float) -> str:
     return f"{p:.1g}".removeprefix("0").replace("e-0", "e-")
 
 
-def tested_text(ours: Sequence[float], base: Sequence[float]) -> str:
-    """Return mean, spread and p against the base; bold where it is significantly better."""
+def text_against(ours: Sequence[float], base: Sequence[float]) -> str:
+    """Return mean, spread and p against the base, which stand out where that is worse."""
     p = paired_p(ours, base)
     if p is None:
         return spread_text(ours)
-    better = p < LEVEL and np.mean(ours) > np.mean(base)
-    text = f"**{spread_text(ours)}**" if better else spread_text(ours)
-    return f"{text} (p {p_text(p)})"
+    text = f"{spread_text(ours)} (p {p_text(p)})"
+    return Strong(text) if p < LEVEL and np.mean(ours) > np.mean(base) else text
 
 
 def summary() -> list[list[str]]:
@@ -111,12 +110,12 @@ def summary() -> list[list[str]]:
         best = max(RIVALS, key=lambda rival: np.mean(figures.of(rival)))
         mlp, ours = figures.of(MLP.name), figures.of(DEFAULT)
         rival = f"{best} {spread_text(figures.of(best))}"
-        lines.append([title, spread_text(mlp), rival, tested_text(ours, mlp)])
+        lines.append([title, spread_text(mlp), rival, text_against(ours, mlp)])
     for name, (title, method) in WORLDS.items():
         figures, possible = read_worlds(RESULTS / "terms" / f"{name}.csv")
         mlp, ours = figures.of(MLP.name), figures.of(method)
         title = f"{title} (best possible: {possible:.4f})"
-        lines.append([title, spread_text(mlp), "", tested_text(ours, mlp)])
+        lines.append([title, spread_text(mlp), "", text_against(ours, mlp)])
     return lines
 
 
@@ -128,7 +127,7 @@ def by_method() -> list[list[str]]:
         cells = [
             spread_text(figures.of(method.name))
             if method.name == MLP.name
-            else tested_text(figures.of(method.name), figures.of(MLP.name))
+            else text_against(figures.of(method.name), figures.of(MLP.name))
             for figures in all_figures
         ]
         lines.append([method.name, *cells])

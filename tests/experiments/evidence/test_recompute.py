@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.compare.markdown import Strong, markdown_table
 from experiments.evidence.recompute import (
     RESULTS,
     by_method,
@@ -16,7 +17,7 @@ from experiments.evidence.recompute import (
     read_worlds,
     spread_text,
     summary,
-    tested_text,
+    text_against,
 )
 
 ROOT = RESULTS.parents[1]
@@ -30,8 +31,6 @@ def cells(text: str) -> list[list[str]]:
 
 def told(lines: list[list[str]]) -> list[list[str]]:
     """What Markdown makes of a table's lines."""
-    from experiments.compare.markdown import markdown_table
-
     return cells("\n".join(markdown_table(lines[0], lines[1:])))
 
 
@@ -58,10 +57,14 @@ def test_a_p_value_has_one_digit(p: float, text: str) -> None:
 def test_only_what_is_significantly_better_stands_out() -> None:
     base = [0.5, 0.51, 0.49]
     up, down = np.add(base, [0.1, 0.11, 0.1]), np.subtract(base, [0.1, 0.11, 0.1])
-    assert tested_text([*up], base) == f"**{spread_text(up)}** (p .001)"
-    assert tested_text([*down], base) == f"{spread_text(down)} (p .001)"
-    assert tested_text([0.5, 0.52, 0.49], base) == "0.5033 ± 0.0153 (p .4)"
-    assert tested_text(base[:2], base[:2]) == "0.5050 ± 0.0071"
+    texts = [text_against([*each], base) for each in (up, down, [0.5, 0.52, 0.49])]
+    assert texts == [
+        f"{spread_text(up)} (p .001)",
+        f"{spread_text(down)} (p .001)",
+        "0.5033 ± 0.0153 (p .4)",
+    ]
+    assert [isinstance(text, Strong) for text in texts] == [True, False, False]
+    assert text_against(base[:2], base[:2]) == "0.5050 ± 0.0071"
 
 
 def test_figures_come_by_seed_and_undefined_ones_are_none(tmp_path: Path) -> None:
@@ -92,5 +95,5 @@ def test_worlds_are_as_seeds(tmp_path: Path) -> None:
 def test_the_picture_has_a_point_for_each_scenario_of_enough_rows() -> None:
     axes = gains().axes[0]
     points = [np.asarray(line[0].get_xdata()) for line in axes.containers]
-    assert [len(xs) for xs in points][0] == 3
+    assert len(points[0]) == 3
     assert all(xs.min() >= 100 for xs in points)
