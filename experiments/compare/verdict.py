@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from d3jax.checks import OVERALL
 from d3jax.training.metrics import Evaluation
-from experiments.compare.comparison import Comparison
+from experiments.compare.comparison import AMPLE, Comparison
 from experiments.compare.statistics import (
     FEWEST_PAIRS,
     LEVEL,
@@ -33,9 +33,11 @@ def verdict(comparison: Comparison) -> list[str]:
         sentences.insert(0, "Nothing can be told apart with fewer than three seeds.")
     if small := smallest(comparison):
         rows = f"{comparison.rows[small[0]]:,} test rows"
-        where = f"in the smallest scenario, {small[0]} ({rows}),"
+        left_out = len(comparison.ample) < len(comparison.groups) - 1
+        of = f" of at least {AMPLE:,} test rows" if left_out else ""
+        where = f"in the smallest scenario{of}, {small[0]} ({rows}),"
         if len(small) > 1:
-            where = f"in the smallest scenarios, {listed(small)} ({rows} each),"
+            where = f"in the smallest scenarios{of}, {listed(small)} ({rows} each),"
         sentences.append(_best(comparison, where, lambda one: one.macro_auc(small)))
     sentences.append(_losing(comparison))
     if len(comparison.methods) > 1 and not _few(comparison):

@@ -149,6 +149,10 @@ def test_the_smallest_scenario_has_rows_enough_unless_none_has() -> None:
     assert smallest(grouped(one, a=many, b=ample, c=ample)) == ["b", "c"]
     assert smallest(grouped(one, a=ample, b=ample)) == []
     assert smallest(grouped(one, a=ample)) == []
+    assert verdict(grouped(one, a=many, b=ample, c=few))[1].startswith(
+        "The best mean AUC in the smallest scenario of at least 1,000 test rows, b (1,000 test "
+        "rows), is that of "
+    )
     tied = grouped(one, a=many, b=ample, c=group(1000, 0.8))
     assert verdict(tied)[1] == (
         "The best mean AUC in the smallest scenarios, b and c (1,000 test rows each), is that of "
