@@ -234,16 +234,8 @@ class Config:
     @property
     def chosen(self) -> dict[str, Any]:
         """The sections of the parts that the configuration names, by their names."""
-        named = (
-            (BACKBONES, self.model.backbone),
-            (HEADS, self.model.head),
-            (ADAPTERS, self.adapter.adapter),
-        )
-        return {
-            section: getattr(self, section)
-            for registry, name in named
-            for section in registry.find(name).sections(name)
-        }
+        names = self.model.backbone, self.model.head, self.adapter.adapter
+        return {section: getattr(self, section) for section in _sections_of(*names)}
 
     @property
     def has_balance(self) -> bool:
@@ -291,6 +283,12 @@ _SHARED: dict[str, type[Any]] = {
 }
 
 
+def _sections_of(*names: str) -> list[str]:
+    """The sections of a backbone, a head and an adapter."""
+    named = zip((BACKBONES, HEADS, ADAPTERS), names, strict=True)
+    return [section for registry, name in named for section in registry.find(name).sections(name)]
+
+
 def _section_class(name: str) -> type[Any] | None:
     return _SHARED.get(name) or section_class(name)
 
@@ -308,13 +306,16 @@ def _check_section(name: str, options: Any) -> None:
 
 
 def completed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity whose "config" has the defaults of the settings that it lacks.
+    """Return an identity whose "config" has the defaults of the settings and sections it lacks.
 
     An earlier d3jax wrote it without those that have come since: a new setting's default is what
     was done before there was one.
     """
     given = identity.get("config", {})
-    kinds = {name: _section_class(name) for name in {**_SHARED, **given}}
+    model = {**_plain(ModelConfig()), **given.get("model", {})}
+    adapter = given.get("adapter", {}).get("adapter", AdapterConfig.adapter)
+    chosen = _sections_of(model["backbone"], model["head"], adapter)
+    kinds = {name: _section_class(name) for name in (*_SHARED, *chosen, *given)}
     sections = {
         name: {**_plain(kind()), **given.get(name, {})}
         for name, kind in kinds.items()

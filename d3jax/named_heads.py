@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass, replace
 from typing import Any
 
 from d3jax.adapters.d3 import BalanceOptions
 from d3jax.adaptive import d3_adaptive
 from d3jax.base import Head
+from d3jax.checks import within
 from d3jax.choice import HeadChoice, chosen
 from d3jax.errors import ConfigError
 from d3jax.heads import WHOLE_WIDTH, D3Options, dense_head, generated
@@ -16,9 +17,39 @@ from d3jax.layers.prior_gates import pepnet, prior_fields
 from d3jax.meta import meta_generator
 from d3jax.official import d3_official
 from d3jax.registry import Part
+from d3jax.typed import check_types
 
-META_KNOWLEDGE = 64
-"""Width of the knowledge of M2M's generator where it takes D3's place (Jia et al., 2024)."""
+WIDTHS = 16, 32, 64, 128
+"""The widths of a generated layer that a search tries, the same for D3 and its rivals."""
+
+
+@dataclass(frozen=True)
+class M2MWGOptions:
+    """M2M's generator in the place of D3's; the defaults are those of Jia et al., 2024."""
+
+    width: int = WHOLE_WIDTH
+    """Output width of the generated layer."""
+    knowledge: int = 64
+    """Width of the scenario knowledge that it is generated from."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "m2m_wg.")
+        within("m2m_wg.width", self.width, 1, 65536)
+        within("m2m_wg.knowledge", self.knowledge, 1, 4096)
+
+
+@dataclass(frozen=True)
+class PEPNetWGOptions:
+    """PEPNet's gates in the place of D3's layer."""
+
+    width: int = WHOLE_WIDTH
+    """Output width of the gated layer."""
+    epnet_only: bool = False
+    """Gate the representation alone, by the scenario; user and item then gate nothing."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "pepnet_wg.")
+        within("pepnet_wg.width", self.width, 1, 65536)
 
 
 def _own(choice: HeadChoice) -> Head:
@@ -42,17 +73,29 @@ def d3(options: D3Options | None = None, tail: Head | None = None, **settings: A
 
 def _d3(choice: HeadChoice) -> Head:
     options: D3Options = choice.options
-    options = dataclasses.replace(options, width=options.width or choice.width)
+    options = replace(options, width=options.width or choice.width)
     return d3(options, choice.tail if options.form == "text" else None)
 
 
 def _m2m_wg(choice: HeadChoice) -> Head:
-    return generated(meta_generator(META_KNOWLEDGE), WHOLE_WIDTH, choice.tail or dense_head())
+    options: M2MWGOptions = choice.options
+    tail = choice.tail or dense_head()
+    return generated(meta_generator(options.knowledge), options.width, tail)
 
 
 def _pepnet_wg(choice: HeadChoice) -> Head:
-    return pepnet(prior_fields(choice.schema), WHOLE_WIDTH)
+    options: PEPNetWGOptions = choice.options
+    return pepnet(prior_fields(choice.schema), options.width, options.epnet_only)
 
 
-OWN, M2M_WG, PEPNET_WG = Part(_own), Part(_m2m_wg), Part(_pepnet_wg)
-D3 = Part(_d3, D3Options, more={"balance": BalanceOptions})
+_D3_SPACE = {
+    "field_hidden": (4, 8, 16, 32, 64),
+    "width": WIDTHS,
+    "rank": (0, 4, 8, 16, 32),
+    "start_ratio": (0.0, 0.25, 0.5, 0.75, 1.0),
+}
+
+OWN = Part(_own)
+D3 = Part(_d3, D3Options, more={"balance": BalanceOptions}, space=_D3_SPACE)
+M2M_WG = Part(_m2m_wg, M2MWGOptions, space={"width": WIDTHS, "knowledge": (16, 32, 64, 128)})
+PEPNET_WG = Part(_pepnet_wg, PEPNetWGOptions, space={"width": WIDTHS, "epnet_only": (False, True)})

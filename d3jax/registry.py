@@ -6,7 +6,7 @@ module is imported when the part is asked for, so that a name costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -32,7 +32,8 @@ class Part(NamedTuple):
     `build(choice)` makes it from the settings that were chosen; `choice.options` is an instance of
     `options`, a frozen dataclass of the part's own settings (None: it has none). The settings are
     flags `--name.setting` and a section of the configuration that is called as the part is.
-    `needs` says, by setting, what must hold for it to be read.
+    `needs` says, by setting, what must hold for it to be read; `space` the values that d3jax search
+    tries, beside the one that it starts from.
     """
 
     build: Callable[[Any], Any]
@@ -40,10 +41,15 @@ class Part(NamedTuple):
     needs: Mapping[str, tuple[Need, ...]] = {}
     more: Mapping[str, type[Any]] = {}
     """Further sections that come with the part."""
+    space: Mapping[str, Sequence[Any]] = {}
 
     def sections(self, name: str) -> dict[str, type[Any]]:
         """Return the part's sections of a configuration, by their names."""
         return {**({} if self.options is None else {name: self.options}), **self.more}
+
+
+LAYERS = (64,), (128, 64), (256, 128), (256, 128, 64)
+"""The networks that a search tries, the same for every part with a whole one."""
 
 
 class Registry:

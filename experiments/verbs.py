@@ -22,7 +22,6 @@ from d3jax.registry import BACKBONES
 from d3jax.settings import Settings, preset_of, values
 from d3jax.verb import Verb
 from experiments.compare.tables import BACKBONE, Method, Table, find_table, of_methods, preset_path
-from experiments.search.spaces import check_drawn
 
 TableName = Literal[1, 2, 3, "open", "terms", "default"]
 
@@ -139,7 +138,7 @@ class Search(Settings):
     """A prepared directory."""
     space: Literal["paper", "wide"] = "wide"
     """paper: its grid of lambdas, alphas and start ratios; wide: learning rate, decays, dropout,
-    widths, rank."""
+    length, layers, and what a model has of its own."""
     trials: int = 30
     """Settings to try, those of an earlier call included."""
     seeds: int = 3
@@ -168,7 +167,6 @@ class Search(Settings):
         if self.table is None and self.on != BACKBONE:
             raise ConfigError(f"on is {self.on}, but there is no table; use --backbone instead")
         super().check(default)
-        check_drawn(self.space, self.chosen(), default.chosen())
 
     def run(self, console: Console) -> None:
         """Tries settings, pruning the hopeless, and writes the best."""

@@ -129,4 +129,6 @@ def _build(choice: AdapterChoice) -> LossAdapter:
     return dtp(options, choice.aggregation, choice.schema.num_scenarios, period)
 
 
-PART = Part(_build, DTPOptions)
+_SPACE = {"scenario_focus": (0.5, 1.0, 2.0), "row_focus": (0.0, 0.5, 1.0, 2.0)}
+
+PART = Part(_build, DTPOptions, space=_SPACE)

@@ -96,4 +96,6 @@ def _build(choice: AdapterChoice) -> LossAdapter:
     return dwa(options, choice.aggregation, choice.schema.num_scenarios, period)
 
 
-PART = Part(_build, DWAOptions)
+_SPACE = {"temperature": (1.0, 2.0, 4.0, 8.0)}
+
+PART = Part(_build, DWAOptions, space=_SPACE)

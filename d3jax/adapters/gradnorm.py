@@ -127,4 +127,6 @@ def _build(choice: AdapterChoice) -> LossAdapter:
     return gradnorm(options, choice.aggregation, choice.schema.num_scenarios, watched)
 
 
-PART = Part(_build, GradNormOptions)
+_SPACE = {"asymmetry": (0.5, 1.0, 1.5, 3.0)}
+
+PART = Part(_build, GradNormOptions, space=_SPACE)

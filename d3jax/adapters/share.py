@@ -75,4 +75,6 @@ def _build(choice: AdapterChoice) -> LossAdapter:
     return share(options.power, choice.schema.num_scenarios)
 
 
-PART = Part(_build, ShareOptions)
+_SPACE = {"power": (0.25, 0.5, 0.75, 1.0)}
+
+PART = Part(_build, ShareOptions, space=_SPACE)

@@ -25,7 +25,7 @@ from d3jax.choice import BackboneChoice, chosen
 from d3jax.heads import dense_head
 from d3jax.layers.grouping import collect, group_rows, spread
 from d3jax.parameters import Tree, declare_array, normal
-from d3jax.registry import Part
+from d3jax.registry import LAYERS, Part
 from d3jax.typed import check_types
 
 
@@ -147,4 +147,6 @@ def _build(choice: BackboneChoice) -> Backbone:
     return adaptdhm(choice.head(dense_head()), choice.options)
 
 
-PART = Part(_build, AdaptDHMOptions)
+_SPACE = {"clusters": (2, 3, 5, 8), "layers": LAYERS, "sharpness": (5.0, 10.0, 20.0)}
+
+PART = Part(_build, AdaptDHMOptions, space=_SPACE)

@@ -23,7 +23,7 @@ from d3jax.heads import dense_head
 from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense
 from d3jax.meta import declare_scenarios
 from d3jax.parameters import Tree, constant, declare_array
-from d3jax.registry import Need, Part
+from d3jax.registry import LAYERS, Need, Part
 from d3jax.typed import check_types
 
 Pruning = Literal["fusion", "scaling", "binary"]
@@ -153,4 +153,10 @@ _NEEDS = {
     **{name: _PRUNED for name in ("threshold", "sharpness", "growth", "sharpest")},
 }
 
-PART = Part(_build, AdaSparseOptions, needs=_NEEDS)
+_SPACE = {
+    "layers": LAYERS,
+    "threshold": (0.1, 0.25, 0.5),
+    "sharpness": (0.5, 1.0, 2.0),
+}
+
+PART = Part(_build, AdaSparseOptions, needs=_NEEDS, space=_SPACE)

@@ -300,4 +300,11 @@ _NEEDS = {
     "keep_forward": (_KEEPABLE,),
 }
 
-PART = Part(_build, ADIOptions, needs=_NEEDS)
+_SPACE = {
+    "layers": ((32,), (64, 32), (128, 64)),
+    "shared_networks": (1, 2, 4),
+    "forward_width": (16, 32, 64),
+    "head_layers": ((32,), (64, 16), (128, 64)),
+}
+
+PART = Part(_build, ADIOptions, needs=_NEEDS, space=_SPACE)

@@ -26,7 +26,7 @@ from d3jax.layers.dense import Dense, declare_dense, declare_mlp, dense, mlp, se
 from d3jax.layers.grouping import own_mlp
 from d3jax.layers.normalization import BatchNorm, Moments, declare_batch_norm, scenario_batch_norm
 from d3jax.parameters import Tree
-from d3jax.registry import Need, Part
+from d3jax.registry import LAYERS, Need, Part
 from d3jax.typed import check_types
 
 
@@ -204,4 +204,11 @@ def _build(choice: BackboneChoice) -> Backbone:
 _ADAPTED = (Need(lambda c: c.hamur.adapters > 0, "--hamur.adapters 1 or more"),)
 _NEEDS = {name: _ADAPTED for name in ("adapter_width", "rank", "hyper_layers", "shared_factors")}
 
-PART = Part(_build, HAMUROptions, needs=_NEEDS)
+_SPACE = {
+    "layers": LAYERS,
+    "adapter_width": (16, 32, 64),
+    "rank": (4, 8, 16),
+    "hyper_layers": ((32,), (64,), (128,)),
+}
+
+PART = Part(_build, HAMUROptions, needs=_NEEDS, space=_SPACE)

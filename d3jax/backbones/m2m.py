@@ -175,4 +175,11 @@ _NEEDS = {
     "d3_place": (D3_HEAD,),
 }
 
-PART = Part(_build, M2MOptions, needs=_NEEDS)
+_SPACE = {
+    "experts": (2, 4, 8),
+    "width": (8, 16, 32),
+    "knowledge": (8, 16, 32),
+    "layers": ((32,), (64, 32), (128, 64)),
+}
+
+PART = Part(_build, M2MOptions, needs=_NEEDS, space=_SPACE)

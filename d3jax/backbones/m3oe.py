@@ -163,4 +163,11 @@ def _build(choice: BackboneChoice) -> Backbone:
     return m3oe(choice.head(towers(choice.tower_layers)), choice.options)
 
 
-PART = Part(_build, M3oEOptions)
+_SPACE = {
+    "star_width": (64, 128, 256),
+    "width": (32, 64, 128),
+    "experts": (2, 4, 8),
+    "layers": ((32,), (64,), (128,)),
+}
+
+PART = Part(_build, M3oEOptions, space=_SPACE)

@@ -79,4 +79,6 @@ def _build(choice: BackboneChoice) -> Backbone:
     return mmoe(choice.head(towers(choice.tower_layers)), choice.options)
 
 
-PART = Part(_build, MMoEOptions)
+_SPACE = {"experts": (2, 4, 8, 16), "layers": ((32,), (64,), (128,), (128, 64))}
+
+PART = Part(_build, MMoEOptions, space=_SPACE)

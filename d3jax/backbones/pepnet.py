@@ -17,7 +17,7 @@ from d3jax.layers.prior_gates import (
     prior_fields,
 )
 from d3jax.parameters import Tree
-from d3jax.registry import Part
+from d3jax.registry import LAYERS, Part
 from d3jax.typed import check_types
 
 
@@ -71,4 +71,6 @@ def _build(choice: BackboneChoice) -> Backbone:
     return pepnet_backbone(head, prior_fields(choice.schema), choice.options)
 
 
-PART = Part(_build, PEPNetOptions)
+_SPACE = {"layers": LAYERS, "epnet_only": (False, True)}
+
+PART = Part(_build, PEPNetOptions, space=_SPACE)

@@ -142,4 +142,11 @@ def _build(choice: BackboneChoice) -> Backbone:
     return ple(choice.head(towers(choice.tower_layers)), choice.options)
 
 
-PART = Part(_build, PLEOptions)
+_SPACE = {
+    "levels": (1, 2, 3),
+    "own_experts": (1, 2, 4),
+    "shared_experts": (1, 2, 4),
+    "layers": ((32,), (64,), (128,)),
+}
+
+PART = Part(_build, PLEOptions, space=_SPACE)

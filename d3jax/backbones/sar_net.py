@@ -238,4 +238,11 @@ def _build(choice: BackboneChoice) -> Backbone:
 
 _NEEDS = {"d3_place": (D3_HEAD,)}
 
-PART = Part(_build, SARNetOptions, needs=_NEEDS)
+_SPACE = {
+    "shared_experts": (4, 8, 16),
+    "own_experts": (1, 2, 4),
+    "width": (8, 16, 32),
+    "layers": ((32,), (32, 32), (64, 32)),
+}
+
+PART = Part(_build, SARNetOptions, needs=_NEEDS, space=_SPACE)

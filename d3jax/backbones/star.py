@@ -234,4 +234,11 @@ def _build(choice: BackboneChoice) -> Backbone:
 
 _NEEDS = {name: (D3_HEAD,) for name in ("gate_bias", "gate_depth", "gate_scale")}
 
-PART = Part(_build, STAROptions, needs=_NEEDS)
+_SPACE = {
+    "layers": ((64, 32), (128, 64, 32), (256, 128, 64)),
+    "auxiliary": ((16,), (32,), (64,)),
+    "scenario_init": ("ones", "glorot"),
+    "gate_scale": (1.0, 2.0, 4.0),
+}
+
+PART = Part(_build, STAROptions, needs=_NEEDS, space=_SPACE)

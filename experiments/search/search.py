@@ -15,7 +15,7 @@ import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
 from d3jax.checks import within
-from d3jax.config import Config, completed, differences
+from d3jax.config import Config, TrainConfig, completed, differences
 from d3jax.configure import settled
 from d3jax.console.signals import stop_signals
 from d3jax.console.terminal import Console, styled
@@ -25,17 +25,21 @@ from d3jax.errors import ConfigError, Preempted, TrainingError
 from d3jax.journal import Silence
 from d3jax.owned import check_output, replacing
 from d3jax.parts import build_trainer, check_config, is_faster_side_by_side, refusal
+from d3jax.reads import flag_of
 from d3jax.running import training_data
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.loop import Member, Progress, monitored, train
 from d3jax.training.metrics import Evaluation
 from experiments.compare.tables import Table
 from experiments.search.preset_file import is_found, settings_of
-from experiments.search.spaces import SPACES, check_space
+from experiments.search.spaces import Space, draw, space_of, start
 from experiments.search.study_file import IDENTITY, opened_study
 
 START_TRIALS = 5
 """Trials at random, before any is drawn by what the others gave or cut short."""
+
+EVALUATIONS = 4
+"""Evaluations in an epoch of a trial, unless the configuration has another number than one."""
 
 FINALISTS = 3
 """Trials whose settings are trained with every seed. One seed's spread is as large as most gains,
@@ -67,6 +71,11 @@ class Search:
     def storage(self) -> Path:
         """The SQLite file that remembers the trials."""
         return self.out.with_suffix(".db")
+
+    @property
+    def drawn(self) -> Space:
+        """The settings that trials draw, and what they may be."""
+        return space_of(self.space, self.config)
 
     @property
     def lower_is_better(self) -> bool:
@@ -109,8 +118,8 @@ def search(data: Path, plan: Search, console: Console) -> dict[str, Any]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     prepared = open_prepared(data)
     check_rows(prepared)
-    plan = replace(plan, config=settled(plan.config, prepared))
-    check_space(plan.space, plan.config)
+    plan = replace(plan, config=evaluated_often(settled(plan.config, prepared)))
+    space_of(plan.space, plan.config)
     # Settings that contradict each other are refused before a trial is made.
     check_config(prepared.schema, plan.config)
     check_output(plan.out, ours=is_found)
@@ -148,6 +157,19 @@ def _search(
     return preset
 
 
+def evaluated_often(config: Config) -> Config:
+    """Return the configuration with `EVALUATIONS` an epoch instead of one, and as many epochs of
+    patience; with another number, as it is.
+
+    On logs of clicks a model is often best before its first epoch ends.
+    """
+    train = config.train
+    if train.evaluate_every != TrainConfig.evaluate_every:
+        return config
+    often = replace(train, evaluate_every=1 / EVALUATIONS, patience=EVALUATIONS * train.patience)
+    return config.changed(train=often)
+
+
 @contextmanager
 def _damage_named(storage: Path) -> Iterator[None]:
     """Raises `ConfigError` where the study's file can't be read or written."""
@@ -180,20 +202,26 @@ def search_table(data: Path, table: Table, plan: Search, console: Console) -> No
 
 def _identity(plan: Search, prepared: Prepared) -> dict[str, Any]:
     """Return the settings and the data that a study's file is about."""
-    return {
+    identity = {
         "space": plan.space,
+        "drawn": plan.drawn,
         "config": plan.config.to_json(),
-        "schema": json.loads(json.dumps(prepared.schema.to_json())),
+        "schema": prepared.schema.to_json(),
         "data": prepared.provenance,
     }
+    return json.loads(json.dumps(identity))
 
 
 def _go_on(study: optuna.Study, plan: Search, prepared: Prepared) -> None:
     """Makes a study ready for its next trial; trials that were cut short are failed, so that they
     count for nothing. Raises `ConfigError` when it is of other settings or data."""
-    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=START_TRIALS, n_warmup_steps=1)
+    # No trial is cut short before the end of its first epoch.
+    first = max(1, round(1 / plan.config.train.evaluate_every))
+    study.pruner = optuna.pruners.MedianPruner(START_TRIALS, n_warmup_steps=first)
     identity = completed(_identity(plan, prepared))
-    if changed := differences(completed(study.user_attrs[IDENTITY]), identity):
+    # Before a search knew the choices of each part, it was of other ones.
+    theirs = {"drawn": {}, **study.user_attrs[IDENTITY]}
+    if changed := differences(completed(theirs), identity):
         raise ConfigError(
             f"{plan.storage} is a search of other settings or data ({'; '.join(changed[:3])}); "
             "choose another --out, or delete it"
@@ -202,7 +230,7 @@ def _go_on(study: optuna.Study, plan: Search, prepared: Prepared) -> None:
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     if not study.get_trials(deepcopy=False, states=(*ENDED, optuna.trial.TrialState.WAITING)):
         # The settings to start from are the first trial.
-        study.enqueue_trial(SPACES[plan.space].start(plan.config))
+        study.enqueue_trial(start(plan.drawn, plan.config))
     # A search that goes on must not draw what it drew at its start.
     seed = plan.config.train.seed + len(study.trials)
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=START_TRIALS)
@@ -251,7 +279,7 @@ def describe(plan: Search, study: optuna.Study, finals: list[Final]) -> dict[str
     """The preset file: a configuration, and what it reached over seeds on validation rows."""
     sign = 1 if plan.lower_is_better else -1
     trial, values = min(finals, key=lambda final: sign * np.mean(final.values))
-    best = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
+    best = draw(plan.drawn, optuna.trial.FixedTrial(trial.params), plan.config)
     scenario = plan.config.train.monitor_scenario
     counts = {
         state.name.lower(): len(study.get_trials(deepcopy=False, states=[state])) for state in ENDED
@@ -322,7 +350,7 @@ def _run_final(
     should_stop: Callable[[int], bool],
 ) -> list[float]:
     """Return what a trial's settings reach with each seed; the study's file keeps what is known."""
-    config = SPACES[plan.space].draw(optuna.trial.FixedTrial(trial.params), plan.config)
+    config = draw(plan.drawn, optuna.trial.FixedTrial(trial.params), plan.config)
     known: dict[int, Any] = {plan.config.train.seed: trial.value}
     names = {seed: f"trial {trial.number}, seed {seed}" for seed in range(plan.seeds)}
     known |= {s: study.user_attrs[name] for s, name in names.items() if name in study.user_attrs}
@@ -370,7 +398,7 @@ def _run_trial(
 
     state = optuna.trial.TrialState
     try:
-        config = SPACES[plan.space].draw(trial, plan.config)
+        config = draw(plan.drawn, trial, plan.config)
         seeds = [config.train.seed]
         [value] = train_on_validation(config, seeds, prepared, should_stop, report)
     except optuna.TrialPruned as pruned:
@@ -387,7 +415,8 @@ def _run_trial(
 
 
 def _short(params: dict[str, Any]) -> str:
+    flags = {flag_of(name): value for name, value in params.items()}
     return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in params.items()
+        f"{flag} {value:.3g}" if isinstance(value, float) else f"{flag} {value}"
+        for flag, value in flags.items()
     )

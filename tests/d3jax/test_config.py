@@ -128,6 +128,9 @@ def test_an_identity_of_before_a_setting_has_its_default() -> None:
     assert differences(completed(old), completed({**old, "config": off})) == [
         "config.train.deterministic: True -> False"
     ]
+    rival = Config(model=ModelConfig(head="m2m_wg")).to_json()
+    before = {name: section for name, section in rival.items() if name != "m2m_wg"}
+    assert completed({"config": before}) == completed({"config": rival}) == {"config": rival}
     gone = {"config": {"train": {"tempo": 3}, "music": {"key": "d"}}}
     assert differences(completed(gone), completed({})) == [
         "config.music: {'key': 'd'} -> None",

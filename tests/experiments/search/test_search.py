@@ -16,19 +16,23 @@ import optuna
 import pytest
 from rich.console import Console
 
-from d3jax.adapters.d3 import BalanceOptions
 from d3jax.cli import main, parse
-from d3jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+from d3jax.config import Config, ModelConfig, TrainConfig
 from d3jax.data.prepared import Prepared
 from d3jax.errors import ConfigError, OutputError, Preempted, TrainingError
-from d3jax.heads import D3Options
 from d3jax.presets import read_preset
 from d3jax.training.loop import never
-from experiments.compare.tables import MLP, Method, Table
+from experiments.compare.tables import MLP, Method, Table, find_table
 from experiments.search import search as searching
 from experiments.search.preset_file import settings_of
-from experiments.search.search import Search, finalists, search, search_table, train_on_validation
-from experiments.search.spaces import SPACES, check_drawn, check_space, paper, wide
+from experiments.search.search import (
+    Search,
+    evaluated_often,
+    finalists,
+    search,
+    search_table,
+    train_on_validation,
+)
 from experiments.search.study_file import opened_storage
 from tests.flags import said
 
@@ -82,7 +86,7 @@ def test_the_best_is_written_with_its_spread_and_train_reads_it(
     assert preset["config"] == settings_of(best)
     tried = [config.optimizer.learning_rate for config, _ in quick[:12]]
     nearest = min(tried, key=lambda rate: abs(np.log10(rate) + 3))
-    assert best.optimizer.learning_rate == nearest == preset["found"]["learning_rate"]
+    assert best.optimizer.learning_rate == nearest == preset["found"]["optimizer.learning_rate"]
     distance = abs(np.log10(nearest) + 3)
     assert preset["values"] == pytest.approx([distance, distance + 0.01, distance + 0.02])
     assert preset["mean"] == pytest.approx(distance + 0.01)
@@ -99,7 +103,8 @@ def test_the_best_is_written_with_its_spread_and_train_reads_it(
 
 
 def test_hopeless_trials_are_pruned(prepared: Path, tmp_path: Path, quick: Trained) -> None:
-    preset = search(prepared, plan(tmp_path, trials=30), QUIET)
+    config = replace(CONFIG, train=replace(CONFIG.train, evaluate_every=2.0))
+    preset = search(prepared, plan(tmp_path, trials=30, config=config), QUIET)
     assert preset["trials"]["pruned"] > 0
     cut = [config for config, count in quick[:30] if count < 2]
     assert len(cut) == preset["trials"]["pruned"]
@@ -140,7 +145,7 @@ def test_the_best_mean_wins_not_the_luckiest_trial(
     preset = search(prepared, plan(tmp_path, trials=5), QUIET)
     assert [final["trial"] for final in preset["finalists"]] == [2, 0, 1]
     assert preset["values"] == [0.2, 0.3, 0.3]
-    assert preset["found"]["learning_rate"] == next(iter(values))
+    assert preset["found"]["optimizer.learning_rate"] == next(iter(values))
 
 
 def test_settings_drawn_twice_are_one_finalist() -> None:
@@ -166,7 +171,7 @@ def test_the_settings_to_start_from_are_trained_with_every_seed(
     train_by(unlucky, monkeypatch)
     preset = search(prepared, plan(tmp_path, trials=6), QUIET)
     assert [final["trial"] for final in preset["finalists"]][3:] == [0]
-    assert preset["found"]["learning_rate"] == CONFIG.optimizer.learning_rate
+    assert preset["found"]["optimizer.learning_rate"] == CONFIG.optimizer.learning_rate
     assert preset["values"] == [0.9, 0.1, 0.1]
 
 
@@ -192,7 +197,7 @@ def test_a_trial_that_was_cut_short_counts_for_nothing(
     assert killed.number == 1
     assert len(states) == 5
     # The settings to start from were cut short, and are tried again.
-    assert trials[2].params["learning_rate"] == CONFIG.optimizer.learning_rate
+    assert trials[2].params["optimizer.learning_rate"] == CONFIG.optimizer.learning_rate
 
 
 def test_a_search_closes_its_file(
@@ -256,7 +261,7 @@ def test_a_finalist_that_diverges_with_a_seed_is_left_out(
     log = StringIO()
     preset = search(prepared, plan(tmp_path, trials=4), Console(file=log, width=200))
     assert len(preset["finalists"]) == len(set(rates)) - 1
-    assert preset["found"]["learning_rate"] != worst
+    assert preset["found"]["optimizer.learning_rate"] != worst
     assert re.search(r"trial \d is out: the loss at step 3 is nan", log.getvalue())
 
 
@@ -267,6 +272,18 @@ def test_a_file_of_another_search_is_refused(
     other = replace(CONFIG, model=replace(CONFIG.model, embedding_dim=8))
     with pytest.raises(ConfigError, match=r"best.db is a search of other settings .*: 4 -> 8"):
         search(prepared, plan(tmp_path, trials=2, config=other), QUIET)
+
+
+def test_a_file_of_other_choices_is_refused(prepared: Path, tmp_path: Path, quick: Trained) -> None:
+    search(prepared, plan(tmp_path, trials=2), QUIET)
+    with opened_storage(tmp_path / "best.db") as storage:
+        study = optuna.load_study(study_name="search", storage=storage)
+        identity = study.user_attrs["identity"]
+        del identity["drawn"]
+        study.set_user_attr("identity", identity)
+    message = r"best.db is a search of other settings .*drawn.model.bottom_layers: None -> \[\[64\]"
+    with pytest.raises(ConfigError, match=message):
+        search(prepared, plan(tmp_path, trials=3), QUIET)
 
 
 def test_a_file_of_before_a_setting_is_gone_on_with(
@@ -346,89 +363,51 @@ def test_every_method_of_a_table_gets_its_file(
     assert read_preset(tmp_path / "best.json" / "mmoe.json").model.backbone == "mmoe"
 
 
-def test_the_papers_space_is_its_grid() -> None:
-    seen = set()
-    for seed in range(30):
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
-        balance = paper(study.ask(), Config()).balance
-        weights = (
-            balance.complexity_shift,
-            balance.complexity_scale,
-            balance.specificity_shift,
-            balance.specificity_scale,
-        )
-        assert all(round(10 * weight) == pytest.approx(10 * weight) for weight in weights)
-        assert all(0 <= weight <= 1 for weight in weights)
-        seen.add(balance.start_ratio)
-    assert seen == {0.0, 0.25, 0.5, 0.75, 1.0}
-    with pytest.raises(ConfigError, match="complexity_shift and complexity_scale are both 0"):
-        paper(
-            optuna.trial.FixedTrial(
-                {
-                    "start_ratio": 0.5,
-                    "complexity_shift": 0.0,
-                    "complexity_scale": 0.0,
-                    "specificity_shift": 0.5,
-                    "specificity_scale": 0.5,
-                }
-            ),
-            Config(),
-        )
+def test_every_method_gets_as_many_trials_and_the_same_seeds(
+    prepared: Path, tmp_path: Path, quick: Trained
+) -> None:
+    search_table(prepared, find_table(2, None, "adi", None), plan(tmp_path, trials=7), QUIET)
+    found = [json.loads(path.read_text()) for path in (tmp_path / "best.json").glob("*.json")]
+    assert len(found) == 9
+    assert {sum(preset["trials"].values()) for preset in found} == {7}
+    assert {len(preset["values"]) for preset in found} == {3}
+    seeds: dict[str, set[int]] = {}
+    for config, _ in quick:
+        method = f"{config.model.backbone} {config.model.head} {config.d3.parts} {config.adapter}"
+        seeds.setdefault(method, set()).add(config.train.seed)
+    assert list(seeds.values()) == [{0, 1, 2}] * 9
+    # All are evaluated as often and at the same steps.
+    every = {(config.train.evaluate_every, config.train.patience) for config, _ in quick}
+    assert every == {(0.25, 0)}
 
 
-def test_the_paper_space_needs_a_balance() -> None:
-    assert set(SPACES) == {"paper", "wide"}
-    check_space("paper", Config())
-    check_space("wide", CONFIG)
-    with pytest.raises(ConfigError, match="space paper varies D3's balance, which this model"):
-        check_space("paper", CONFIG)
+def test_an_epoch_is_evaluated_four_times_unless_another_number_is_given() -> None:
+    usual = Config()
+    often = evaluated_often(usual)
+    assert often == replace(usual, train=TrainConfig(evaluate_every=0.25, patience=8))
+    given = replace(usual, train=TrainConfig(evaluate_every=0.5))
+    assert evaluated_often(given) == given
+    assert evaluated_often(often) == often
 
 
-def test_the_wide_space_varies_what_the_model_has() -> None:
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-    trial = study.ask()
-    own = wide(trial, CONFIG)
-    assert set(trial.params) == {
-        "learning_rate",
-        "weight_decay",
-        "embedding_decay",
-        "bottom_layers",
-        "embedding_dropout",
-        "epochs",
-    }
-    assert own.d3 == CONFIG.d3
-    assert own.train.epochs == trial.params["epochs"]
-    assert "-".join(map(str, own.model.bottom_layers)) == trial.params["bottom_layers"]
-    trial = study.ask()
-    d3 = wide(trial, Config())
-    assert {"field_hidden", "width", "rank", "start_ratio"} < set(trial.params)
-    assert d3.d3.rank == trial.params["rank"]
+def test_no_trial_is_cut_short_in_its_first_epoch(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every trial after the first ones is hopeless from its first evaluation on."""
+    counts: list[int] = []
 
+    def worse(config: Config, prepared: Prepared, should_stop: Any, report: Any = None) -> float:
+        number = len(counts)
+        counts.append(0)
+        for count in range(1, 9):
+            counts[number] = count
+            if report is not None:
+                report(count, float(number))
+        return float(number)
 
-@pytest.mark.parametrize("space", ["paper", "wide"])
-def test_the_start_of_a_space_draws_the_settings_themselves(space: str) -> None:
-    config = Config(
-        model=ModelConfig(embedding_dropout=0.35, bottom_layers=(64,)),
-        d3=D3Options(field_hidden=16, rank=4),
-        balance=BalanceOptions(start_ratio=0.25, complexity_shift=0.3),
-        train=TrainConfig(epochs=4),
-    )
-    found = SPACES[space].start(config)
-    drawn = SPACES[space].draw(optuna.trial.FixedTrial(found), config)
-    assert drawn == replace(config, d3=replace(config.d3, width=drawn.d3.width))
-    assert drawn.d3.outputs == config.d3.outputs
-
-
-def test_the_start_leaves_open_what_its_space_has_not() -> None:
-    strange = Config(
-        model=ModelConfig(bottom_layers=(7,)),
-        train=TrainConfig(epochs=5),
-        optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=0.0),
-    )
-    found = SPACES["wide"].start(strange)
-    assert found["learning_rate"] == 1e-2
-    assert found["weight_decay"] == 1e-6
-    assert not {"bottom_layers", "epochs", "field_hidden"} & found.keys()
+    train_by(worse, monkeypatch)
+    search(prepared, plan(tmp_path, trials=8, seeds=1), QUIET)
+    assert counts[:8] == [8, 8, 8, 8, 8, 4, 4, 4]
 
 
 def test_the_first_trial_is_where_the_search_starts(
@@ -486,38 +465,3 @@ def test_a_folder_is_no_preset_file(prepared: Path, tmp_path: Path) -> None:
     folder = replace(plan(tmp_path, trials=1), out=tmp_path)
     with pytest.raises(ConfigError, match=r"is a folder; name the preset file to write by --out"):
         search(prepared, folder, QUIET)
-
-
-@pytest.mark.parametrize("dropout", [round(0.05 * n, 2) for n in range(13)])
-def test_what_the_search_can_draw_may_be_given(dropout: float) -> None:
-    before = Config()
-    config = replace(
-        before,
-        model=ModelConfig(embedding_dropout=dropout, bottom_layers=(256, 128)),
-        optimizer=OptimizerConfig(learning_rate=3e-3),
-        train=TrainConfig(epochs=4),
-    )
-    check_drawn("wide", config, before)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"train": TrainConfig(epochs=1)},
-            r"^--epochs \(train.epochs\) is 1, but the search draws it itself, of 2, 3",
-        ),
-        (
-            {"model": ModelConfig(bottom_layers=(8, 6))},
-            r"^--bottom-layers \(model.bottom_layers\) is 8-6, but the search draws it itse",
-        ),
-        (
-            {"optimizer": OptimizerConfig(learning_rate=0.5)},
-            r"is 0.5, but the search draws it itself, of 0.0002 to 0.01; leave it out$",
-        ),
-    ],
-)
-def test_what_the_search_draws_otherwise_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_drawn("wide", Config(**changes), Config())
-    check_drawn("paper", Config(**changes), Config())
