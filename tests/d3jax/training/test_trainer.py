@@ -13,7 +13,7 @@ from d3jax.parts import build_model
 from d3jax.training.checkpoint.checkpoints import Checkpoints
 from d3jax.training.optimizer import optimizer
 from d3jax.training.sharding import make_mesh, place_batch
-from d3jax.training.trainer import trainer
+from d3jax.training.trainer import LEVEL, RUNS_ONCE, trainer
 from tests.cases import cases
 from tests.d3jax.training.world import make_batch
 
@@ -41,6 +41,31 @@ def test_a_loop_of_ones_own_lowers_the_loss_and_gives_the_old_state_away(schema,
     scored = ours.score(state, batch)
     probability = 1 / (1 + np.exp(-np.asarray(scored.logits)))
     assert probability[batch.label == 1].mean() > 0.2 + probability[batch.label == 0].mean()
+
+
+def test_what_runs_once_is_compiled_quickly_to_the_usual_bits(model):
+    lowered = trainer(model, optax.adamw(0.01), mesh=two()).create.lower(np.int32(5))
+    quick, usual = (
+        jax.tree.leaves(lowered.compile(compiler_options=options)(np.int32(5)))
+        for options in (RUNS_ONCE, {LEVEL: 3})
+    )
+    for ours, theirs in zip(quick, usual, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize(("flags", "options"), [("", RUNS_ONCE), (f"--{LEVEL}=1", None)])
+def test_a_level_of_the_users_own_stands(model, monkeypatch, flags, options):
+    asked, jit = [], jax.jit
+
+    def noted(function, **given):
+        asked.append(given)
+        return jit(function, **given)
+
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(jax, "jit", noted)
+    trainer(model, optax.adamw(0.01), mesh=two())
+    [create] = [given for given in asked if "out_shardings" in given]
+    assert create["compiler_options"] == options
 
 
 OPTIMIZERS = {
