@@ -176,4 +176,4 @@ def _drawn(trial: optuna.trial.BaseTrial, setting: str, of: Range | Choices) -> 
 
 def _told(value: Any) -> Any:
     """A value as a study's file can hold it: widths as text."""
-    return "-".join(map(str, value)) if isinstance(value, tuple) else value
+    return ("-".join(map(str, value)) or "none") if isinstance(value, tuple) else value

@@ -164,7 +164,7 @@ def test_a_part_of_another_package_is_searched_over_its_own(mine: Config) -> Non
     assert space["mine.depth"] == (1, 2)
     found = start(space, mine) | {"mine.layers": "9-4", "mine.depth": 1}
     assert draw(space, optuna.trial.FixedTrial(found), mine).mine == MineOptions((9, 4), 1)
-    empty = draw(space, optuna.trial.FixedTrial(found | {"mine.layers": ""}), mine)
+    empty = draw(space, optuna.trial.FixedTrial(found | {"mine.layers": "none"}), mine)
     assert empty.mine.layers == ()
 
 
