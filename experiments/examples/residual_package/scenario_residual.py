@@ -47,8 +47,4 @@ def residual_backbone(head, options):
     return Backbone(declare, apply)
 
 
-def _build(choice):
-    return residual_backbone(choice.head(dense_head()), choice.options)
-
-
-PART = Part(_build, Options, space={"layers": [(32,), (64, 32), (128, 64)]})
+PART = Part(lambda choice: residual_backbone(choice.head(dense_head()), choice.options), Options)
