@@ -263,7 +263,7 @@ def default() -> Table:
     methods = (
         replace(MLP, settings=plain),
         *(replace(each, base=MLP.name, settings=plain) for each in rivals),
-        replace(MLP, name=f"{MLP.name}, its terms", base=MLP.name, settings=auto),
+        replace(MLP, name=f"{MLP.name} with terms", base=MLP.name, settings=auto),
         replace(d3, name="the default", settings=auto),
     )
     return Table("default", "The default, and what it has to pass", methods)

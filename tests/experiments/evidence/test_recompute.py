@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 from experiments.compare.markdown import Strong, markdown_table
 from experiments.evidence.recompute import (
@@ -15,7 +16,6 @@ from experiments.evidence.recompute import (
     p_text,
     read_comparison,
     read_worlds,
-    spread_text,
     summary,
     text_against,
 )
@@ -48,21 +48,27 @@ def test_the_results_tell_the_figures_of_the_files() -> None:
 
 @pytest.mark.parametrize(
     ("p", "text"),
-    [(0.00312, ".003"), (0.07, ".07"), (4.1e-5, "4e-5"), (0.8, ".8"), (2e-11, "2e-11"), (1, "1")],
+    [
+        (0.00312, ".0031"),
+        (0.07, ".07"),
+        (4.1e-5, "4.1e-5"),
+        (0.8, ".8"),
+        (2e-11, "2e-11"),
+        (1, "1"),
+    ],
 )
-def test_a_p_value_has_one_digit(p: float, text: str) -> None:
+def test_a_p_value_has_two_digits(p: float, text: str) -> None:
     assert p_text(p) == text
 
 
 def test_only_what_is_significantly_better_stands_out() -> None:
     base = [0.5, 0.51, 0.49]
     up, down = np.add(base, [0.1, 0.11, 0.1]), np.subtract(base, [0.1, 0.11, 0.1])
-    texts = [text_against([*each], base) for each in (up, down, [0.5, 0.52, 0.49])]
-    assert texts == [
-        f"{spread_text(up)} (p .001)",
-        f"{spread_text(down)} (p .001)",
-        "0.5033 ± 0.0153 (p .4)",
-    ]
+    all_figures = [[*up], [*down], [0.5, 0.52, 0.49]]
+    texts = [text_against(each, base) for each in all_figures]
+    for text, figures in zip(texts, all_figures, strict=True):
+        p = ttest_rel(figures, base).pvalue
+        assert text == f"{np.mean(figures):.4f} ± {np.std(figures, ddof=1):.4f} (p {p_text(p)})"
     assert [isinstance(text, Strong) for text in texts] == [True, False, False]
     assert text_against(base[:2], base[:2]) == "0.5050 ± 0.0071"
 
