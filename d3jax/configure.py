@@ -17,6 +17,7 @@ from d3jax.names import did_you_mean
 from d3jax.presets import PRESETS, read_preset
 from d3jax.reads import idle, lacking, refuse_idle, setting_names
 from d3jax.registry import section_class
+from d3jax.training.metrics import undefined
 
 DEFAULT = "best"
 """The preset for data of one's own."""
@@ -45,6 +46,10 @@ def configure(
     return chosen
 
 
+_FOUND: dict[tuple[Path, str], tuple[str, ...]] = {}
+"""The domains that prepared rows speak for; a comparison asks them for every method."""
+
+
 def settled(config: Config, prepared: Prepared) -> Config:
     """Return the configuration with what the data decide: the terms of a domain alone, and the
     domains, where they are left to `auto`.
@@ -52,18 +57,49 @@ def settled(config: Config, prepared: Prepared) -> Config:
     Values that the crosses learn age: they gain on rows drawn at random, and lose on later ones
     (`experiments/results/README.md`). So they are for data whose test rows were drawn at random;
     data that were split by time, or by their publisher, get none. The domains are the values of
-    the fields that training rows speak for (`d3jax.division`), mostly the scenarios.
+    the fields that training rows speak for (`d3jax.division`), mostly the scenarios. A model that
+    then divides no rows has no domains.
     """
     model = config.model
     if model.wide == "auto":
         wide: Wide = "crosses" if is_split_at_random(prepared) else "none"
         model = replace(model, wide=wide)
-    if model.domain == AUTO:
+    if lacking(config.changed(model=model), "model.domain") is not None:
         model = replace(model, domain=())
-        if lacking(config.changed(model=model), "model.domain") is None:
-            found, *_ = divisions(prepared.schema, prepared.rows("train"))
-            model = replace(model, domain=found.fields)
+    elif model.domain == AUTO:
+        model = replace(model, domain=_found_domain(prepared))
     return config.changed(model=model)
+
+
+def _found_domain(prepared: Prepared) -> tuple[str, ...]:
+    key = prepared.directory, prepared.fingerprint
+    if key not in _FOUND:
+        found, *_ = divisions(prepared.schema, prepared.rows("train"))
+        _FOUND[key] = found.fields
+    return _FOUND[key]
+
+
+def settled_for_run(config: Config, prepared: Prepared) -> Config:
+    """Return the settled configuration of a run of its own.
+
+    Raises `ConfigError` for fields that were named as domains of a model which, once settled,
+    divides no rows, and `TrainingError` where the validation rows can't choose the weights.
+    """
+    found = settled(config, prepared)
+    named = config.model.domain
+    if named not in ((), AUTO) and not found.model.domain:
+        raise ConfigError(
+            f"--domain {' '.join(named)} divides nothing: rows that were not split at random get "
+            f"no terms by --wide auto, and {found.model.backbone} divides none itself; use --wide "
+            "crosses or residual, or leave it out"
+        )
+    scenarios, scenario = prepared.schema.scenarios, found.train.monitor_scenario
+    if found.train.monitor == "auc" and (not scenario or scenario in scenarios):
+        rows = prepared.rows("validation")
+        kept = rows.label[rows.scenario == scenarios.index(scenario)] if scenario else rows.label
+        if len(kept) and kept.min() == kept.max():
+            raise undefined("auc", scenario)
+    return found
 
 
 def is_split_at_random(prepared: Prepared) -> bool:

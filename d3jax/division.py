@@ -12,7 +12,7 @@ division where a coarser one explains as much.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from math import prod
 from typing import NamedTuple
@@ -26,6 +26,8 @@ from d3jax.domains import joined
 
 MOST_VALUES = 64
 """A field, or two together, of more values than these are no candidates."""
+MOST_PAIRED = 12
+"""Of more fields, those with most evidence are paired: pairs grow as squares."""
 MOST_ROWS = 300_000
 """The most rows that are asked; of more, evenly spaced ones are."""
 SWEEPS = 5
@@ -63,7 +65,8 @@ def divisions(schema: Schema, rows: Rows) -> list[Division]:
     """Return all ways to divide these rows that are considered, the one with most evidence first.
 
     Considered are the scenarios, each field of at most 64 values, and each two of at most 64
-    together. A way that is hardly better than the scenarios stands behind them.
+    together. A way that is hardly better than the scenarios stands behind them, and behind a way
+    that is as good with fewer domains.
     """
     step = -(-len(rows.label) // MOST_ROWS)
     ids, scenario = np.asarray(rows.ids[::step]), np.asarray(rows.scenario[::step])
@@ -74,35 +77,61 @@ def divisions(schema: Schema, rows: Rows) -> list[Division]:
     own = Column(scenario[:, None], np.ones((len(label), 1)), schema.num_scenarios)
     probability = additive(label, [*columns.values(), own])
     error, spread = label - probability, probability * (1 - probability)
-    found = []
-    for fields, code in candidates(schema, columns, scenario):
+
+    def division(fields: tuple[str, ...]) -> Division:
+        code = scenario
+        if fields:
+            sizes = [columns[name].size for name in fields]
+            code = joined([columns[name].ids[:, 0] for name in fields], sizes)
         acting = {
             name: evidence(code, column, error, spread)
             for name, column in columns.items()
             if name not in (fields or (schema.scenario_field,))
         }
-        found.append(Division(fields, sum(acting.values()), acting))
+        return Division(fields, sum(acting.values()), acting)
+
+    few = _few_values(schema)
+    alone = {name: division(() if _is_scenario(schema, name) else (name,)) for name in few}
+    paired = sorted(few, key=lambda name: -alone[name].evidence)[:MOST_PAIRED]
+    found = [
+        division(()),
+        *(one for one in alone.values() if one.fields),
+        *(
+            division(names)
+            for names in combinations([name for name in few if name in paired], 2)
+            if prod(few[name] for name in names) <= MOST_VALUES
+        ),
+    ]
     ahead = max(SURE, WORTH * len(label))
-    return sorted(found, key=lambda one: -one.evidence - (0.0 if one.fields else ahead))
+    ranked = sorted(found, key=lambda one: -one.evidence - (0.0 if one.fields else ahead))
+    first = _fewest_domains(schema, ranked)
+    return [first, *(one for one in ranked if one is not first)]
 
 
-def candidates(
-    schema: Schema, columns: Mapping[str, Column], scenario: Int[np.ndarray, " R"]
-) -> Iterator[tuple[tuple[str, ...], Int[np.ndarray, " R"]]]:
-    """Yield the fields of each way to divide, and each row's domain in it."""
-    yield (), scenario
-    few = {
+def _few_values(schema: Schema) -> dict[str, int]:
+    """Return the fields of few values, one in a row, and the number of these."""
+    return {
         field.name: field.size - 1
         for field in schema.fields
         if field.slots == 1 and 2 <= field.size - 1 <= MOST_VALUES
     }
-    for name, values in few.items():
-        if name != schema.scenario_field or values != schema.num_scenarios:
-            yield (name,), columns[name].ids[:, 0]
-    for names in combinations(few, 2):
-        if prod(few[name] for name in names) <= MOST_VALUES:
-            sizes = [columns[name].size for name in names]
-            yield names, joined([columns[name].ids[:, 0] for name in names], sizes)
+
+
+def _is_scenario(schema: Schema, name: str) -> bool:
+    """Return whether the values of a field are the scenarios."""
+    size = schema.fields[schema.index(name)].size
+    return name == schema.scenario_field and size - 1 == schema.num_scenarios
+
+
+def _fewest_domains(schema: Schema, ranked: list[Division]) -> Division:
+    """Return, of the ways that are as likely as the first, the one with fewest domains: what acts
+    differently by device makes devices differ by it, with the same cells and the same evidence."""
+    best = ranked[0]
+    if not best.fields:
+        return best
+    sizes = {field.name: field.size for field in schema.fields}
+    alike = [one for one in ranked if one.fields and one.evidence > best.evidence - SURE]
+    return min(alike, key=lambda one: prod(sizes[name] for name in one.fields))
 
 
 def field_columns(schema: Schema, ids: Int[np.ndarray, "R K"]) -> dict[str, Column]:

@@ -52,6 +52,11 @@ def domains_of(schema: Schema, fields: Sequence[str]) -> Domains:
         return Domains(schema.num_scenarios)
     names = [field.name for field in schema.fields]
     for position, name in enumerate(fields):
+        if name not in names and name in ("none", *AUTO):
+            raise ConfigError(
+                f"--domain names {name!r} among fields; name fields, or auto alone, or leave it "
+                "out for the scenarios"
+            )
         if name not in names:
             raise ConfigError(
                 f"--domain {name!r} is no field{did_you_mean(name, names)}; the fields are "

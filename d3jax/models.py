@@ -10,8 +10,9 @@ from d3jax.base import Backbone, Declared, Inputs, Mode, Model, ModelParams, Out
 from d3jax.batch import Batch, Schema
 from d3jax.checks import is_a
 from d3jax.config import EmbeddingInit, ModelConfig, TableLayout, Wide
-from d3jax.domains import domains_of
+from d3jax.domains import AUTO, domains_of
 from d3jax.embedding import LARGE_TABLE, declare_embedding, pool
+from d3jax.errors import ConfigError
 from d3jax.layers.dense import dropout
 from d3jax.layers.wide import with_crosses, with_residual
 from d3jax.parameters import REPLICATED, SHARDED, Tree
@@ -77,6 +78,11 @@ def model(
     is_a("schema", schema, Schema, "data.schema of a prepared directory")
     is_a("backbone", backbone, Backbone, "what a backbone returns, such as mmoe(d3(), experts=4)")
     is_a("domain", domain, (list, tuple), 'the names of fields, such as ["device"]')
+    if wide == "auto" or tuple(domain) == AUTO:
+        raise ConfigError(
+            "wide and domain can't be auto here, for a model of parts sees no rows; name them, or "
+            "use d3jax.train"
+        )
     config = ModelConfig(
         embedding_dim=embedding_dim,
         embedding_init=embedding_init,

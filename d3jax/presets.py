@@ -18,7 +18,8 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # clicks: kernels are mixed from 4 matrices, fields have 4 hidden units, the layer 32, the gate
     # one of 16, and attention asks once a row. The shared kernel is added, where the paper
     # multiplies by it: scale can't move between kernels and gate, so that the gate says how much of
-    # a row's weights are its own. Rows are weighed early, for such runs stop early. Domains are
+    # a row's weights are its own. Rows are weighed early, for such runs stop early, and by
+    # attention only where its entropies differ by more than rounding. Domains are
     # found in the rows, and get terms of their own where that is safe. Validation AUC chooses the
     # weights: logloss, on rows of a later time, mostly tells how the click rate moved.
     "best": {
@@ -32,7 +33,7 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "kernel_fusion": "additive",
             "bias_fusion": "additive",
         },
-        "balance": {"start_ratio": 0.1},
+        "balance": {"start_ratio": 0.1, "minimum_std": 1e-4},
         "train": {"batch_size": 1024, "monitor": "auc"},
     },
     # The paper's equations and sizes: d3jax train PREPARED --preset text

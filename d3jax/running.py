@@ -13,7 +13,7 @@ import jax
 
 from d3jax.account import Remark, account, tell_account, weighed_from, weighing_plan
 from d3jax.config import Config, TrainConfig
-from d3jax.configure import settled
+from d3jax.configure import settled_for_run
 from d3jax.console.report import evaluation_table
 from d3jax.console.signals import interrupts, stop_signals
 from d3jax.console.terminal import Console, styled
@@ -73,7 +73,7 @@ def start(
         made = data = synthetic_place(directory)
         in_first_process(lambda: make_synthetic(made, console))
     prepared = open_prepared(data)
-    config = settled(config, prepared)
+    config = settled_for_run(config, prepared)
     # Settings that contradict each other, or the devices, are refused before a run is made.
     check_config(prepared.schema, config)
     check_agreement(_identity(config, prepared))
@@ -125,7 +125,7 @@ def begin(
     directory is no run, and `ConfigError` for settings that contradict each other.
     """
     if arrays is None:
-        config = settled(config, prepared)
+        config = settled_for_run(config, prepared)
         check_config(prepared.schema, config)
     check_agreement({**_identity(config, prepared), "arrays": arrays})
     in_first_process(lambda: _begin(directory, config, prepared, arrays))
@@ -414,9 +414,10 @@ def headline(run: Run, trainer: Trainer, rows: int) -> str:
     """Return in words what is trained, on how many rows and which devices."""
     network = count(trainer.model.declared.params.network)
     table = count(trainer.model.declared.params.embedding)
-    domain = run.config.model.domain
-    divided = f" domains are the values of {' and '.join(domain)};" if domain else ""
+    model = run.config.model
+    terms = f" and {model.wide}" if model.wide != "none" else ""
+    divided = f" domains are the values of {' and '.join(model.domain)};" if model.domain else ""
     return (
-        f"{run.called}:{divided} {network:,} weights and {table:,} in the embedding table; "
+        f"{run.called}{terms}:{divided} {network:,} weights and {table:,} in the embedding table; "
         f"{rows:,} training rows; {device_summary()}"
     )

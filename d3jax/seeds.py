@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from d3jax.config import Config
-from d3jax.configure import settled
+from d3jax.configure import settled_for_run
 from d3jax.console.report import number_text
 from d3jax.console.terminal import Console, Grid
 from d3jax.console.terminal import Progress as Bar
@@ -45,7 +45,7 @@ def train_seeds(
     check_free(out, ("seeds",), overwrite, CURE)
     prepared = open_prepared(data)
     check_rows(prepared)
-    config = settled(config, prepared)
+    config = settled_for_run(config, prepared)
     check_config(prepared.schema, config)
     with building(out, "seeds", overwrite, cure=CURE, inputs=[data]) as new:
         for seed in range(config.train.seed, config.train.seed + seeds):

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from d3jax.batch import UNKNOWN
+from d3jax.configure import is_split_at_random
 from d3jax.console.report import split_grid
 from d3jax.console.safe_text import for_picture
 from d3jax.console.terminal import Console, Grid
@@ -46,7 +47,8 @@ def describe(directory: Path, picture: Path | None, console: Console) -> None:
     title = f"{prepared.directory}: rows and click rates"
     console.print(split_grid(title, prepared.schema.scenarios, sizes))
     console.print(field_grid(prepared, facts))
-    console.print(division_grid(divisions(prepared.schema, prepared.rows("train"))))
+    found = divisions(prepared.schema, prepared.rows("train"))
+    console.print(division_grid(found, is_split_at_random(prepared)))
     if picture is not None:
         with writing(picture), replacing(picture) as draft:
             draw_scenarios(draft, prepared.schema.scenarios, facts)
@@ -88,7 +90,7 @@ def field_grid(prepared: Prepared, facts: dict[str, Facts]) -> Grid:
     return Grid("fields", head, lines, caption=note)
 
 
-def division_grid(found: Sequence[Division]) -> Grid:
+def division_grid(found: Sequence[Division], at_random: bool = True) -> Grid:
     """The ways to divide the rows that have most evidence, and what acts differently in each."""
     shown = list(found[:SHOWN_DIVISIONS])
     if all(one.fields for one in shown):
@@ -105,6 +107,11 @@ def division_grid(found: Sequence[Division]) -> Grid:
         "evidence: by how many nats it is likelier that fields act differently in these domains "
         "than that they act alike; the first are the domains of --domain auto"
     )
+    if not at_random:
+        note += (
+            ", for a model that divides rows: rows that were not split at random get no terms by "
+            "--wide auto"
+        )
     return Grid("domains", ("domains by", "evidence", "what acts differently"), lines, caption=note)
 
 

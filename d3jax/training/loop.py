@@ -16,7 +16,7 @@ from d3jax.config import TrainConfig
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from d3jax.parameters import named_leaves
 from d3jax.training.checkpoint.checkpoints import Checkpoints
-from d3jax.training.metrics import Evaluation, Scores, evaluate_scores
+from d3jax.training.metrics import Evaluation, Scores, evaluate_scores, undefined
 from d3jax.training.scoring import gather_scores, score_batches, scores_of
 from d3jax.training.sharding import local_rows
 from d3jax.training.step import StepInfo, TrainState
@@ -263,11 +263,7 @@ def monitored(config: TrainConfig, evaluation: Evaluation) -> tuple[float, bool]
     }
     value = values[config.monitor]
     if value is None:
-        rows = f"the validation rows of {scenario!r}" if scenario else "the validation rows"
-        raise TrainingError(
-            f"{config.monitor} isn't defined on {rows}, which hold one class only; "
-            "use --monitor logloss, or more validation rows"
-        )
+        raise undefined(config.monitor, scenario)
     return value, config.monitor == "logloss"
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from d3jax.batch import UNKNOWN
 from d3jax.checks import OVERALL
+from d3jax.errors import TrainingError
 from d3jax.training.bootstrap import auc_interval
 
 CALIBRATION_BINS = 10
@@ -42,6 +43,15 @@ class Scores(NamedTuple):
         mine = self.scenario == scenario
         columns: list[Any] = [None if column is None else column[mine] for column in self]
         return Scores(*columns)
+
+
+def undefined(metric: str, scenario: str = "") -> TrainingError:
+    """Return the error of a metric that the validation rows, or a scenario's, can't give."""
+    rows = f"the validation rows of {scenario!r}" if scenario else "the validation rows"
+    return TrainingError(
+        f"{metric} isn't defined on {rows}, which hold one class only; use --monitor logloss, or "
+        "more validation rows"
+    )
 
 
 @dataclass(frozen=True)

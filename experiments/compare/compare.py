@@ -108,7 +108,6 @@ def compare(data: Path, plan: Plan, console: Console) -> Comparison:
     check_rows(prepared)
     check_redrawable(prepared, plan.splits)
     check_storable(plan.out)
-    plan = replace(plan, config=settled(plan.config, prepared))
     methods, notes = _trainable(plan, prepared)
     chosen = [(each, settled(plan.config_of(each, 0), prepared)) for each in methods]
     claim(plan.out, "comparison")

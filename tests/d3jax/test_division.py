@@ -11,12 +11,21 @@ from scipy.stats import norm
 
 from d3jax.batch import EMPTY, Field, Schema
 from d3jax.config import Config
-from d3jax.configure import settled
+from d3jax.configure import configure, settled, settled_for_run
 from d3jax.data.columns import Rows
 from d3jax.data.prepared import open_prepared
 from d3jax.data.synthetic import SyntheticConfig, synthetic, write
-from d3jax.division import VARIANCES, Column, additive, divisions, evidence, field_columns
+from d3jax.division import (
+    MOST_PAIRED,
+    VARIANCES,
+    Column,
+    additive,
+    divisions,
+    evidence,
+    field_columns,
+)
 from d3jax.domains import AUTO
+from d3jax.errors import ConfigError, TrainingError
 from d3jax.presets import PRESETS
 
 WORLDS = [(), ("device",), ("age", "device"), ("scenario", "device")]
@@ -122,3 +131,69 @@ def test_auto_is_settled_by_the_rows_and_only_where_a_model_divides_them(tmp_pat
     model = dataclasses.replace(PRESETS["best"].model, wide="none")
     assert settled(PRESETS["best"].changed(model=model), prepared).model.domain == ()
     assert settled(Config(), prepared) == Config()
+
+
+def made(fields: dict[str, int], act: tuple[str, str], rows: int = 4_000) -> tuple[Schema, Rows]:
+    """Rows of fields with so many values, two of which act on each other and nothing else does."""
+    rng = np.random.default_rng(3)
+    ids = np.stack([rng.integers(1, 1 + size, rows) for size in fields.values()], 1)
+    effect = rng.normal(size=[1 + fields[name] for name in act])
+    first, second = (ids[:, list(fields).index(name)] for name in act)
+    click = rng.random(rows) < 1 / (1 + np.exp(-2 * effect[first, second]))
+    schema = Schema(tuple(Field(name, 1 + size) for name, size in fields.items()), ("a", "b"))
+    scenario = rng.integers(0, 2, rows).astype(np.int32)
+    return schema, Rows(ids.astype(np.int32), scenario, click.astype(np.float32))
+
+
+@pytest.mark.parametrize("order", [("device", "tab"), ("tab", "device")])
+def test_of_two_fields_that_act_on_each_other_the_one_of_fewer_values_divides(
+    order: tuple[str, ...],
+) -> None:
+    """Their cells, and thus their evidence, are the same but for rounding."""
+    sizes = {"device": 3, "tab": 9}
+    schema, rows = made({name: sizes[name] for name in order}, ("device", "tab"))
+    assert divisions(schema, rows)[0].fields == ("device",)
+
+
+def test_of_many_fields_those_with_most_evidence_are_paired() -> None:
+    fields = {f"noise {n}": 2 for n in range(MOST_PAIRED + 3)} | {"device": 3, "tab": 4}
+    found = divisions(*made(fields, ("device", "tab")))
+    pairs = [one.fields for one in found if len(one.fields) == 2]
+    assert len(pairs) == MOST_PAIRED * (MOST_PAIRED - 1) // 2
+    assert ("device", "tab") in pairs
+    assert len([one for one in found if len(one.fields) == 1]) == len(fields)
+
+
+def test_domains_that_are_named_and_divide_nothing_are_refused(tmp_path, monkeypatch) -> None:
+    write(synthetic(SyntheticConfig(3_000)), tmp_path / "clicks")
+    prepared = open_prepared(tmp_path / "clicks")
+    monkeypatch.setattr("d3jax.configure.is_split_at_random", lambda _: False)
+    config = configure("best", domain=["device"])
+    message = (
+        r"^--domain device divides nothing: rows that were not split at random get no terms by "
+        r"--wide auto, and shared_bottom divides none itself; use --wide crosses or residual, or "
+        r"leave it out$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        settled_for_run(config, prepared)
+    assert settled(config, prepared).model.domain == ()
+    for other in ({"wide": "residual"}, {"backbone": "mmoe", "head": "own"}):
+        chosen = configure("best", domain=["device"], **other)
+        assert settled_for_run(chosen, prepared).model.domain == ("device",)
+    assert settled_for_run(configure("best"), prepared).model.domain == ()
+
+
+def test_validation_rows_of_one_class_are_refused_before_a_run_is_made(tmp_path) -> None:
+    data = synthetic(SyntheticConfig(3_000))
+    rows = data.rows["validation"]
+    slot = rows.scenario == 2
+    alike = rows._replace(label=np.where(slot, np.float32(1), rows.label))
+    write(data._replace(rows={**data.rows, "validation": alike}), tmp_path / "clicks")
+    prepared = open_prepared(tmp_path / "clicks")
+    settled_for_run(configure("best"), prepared)
+    message = (
+        r"^auc isn't defined on the validation rows of 'slot', which hold one class only; use "
+        r"--monitor logloss, or more validation rows$"
+    )
+    with pytest.raises(TrainingError, match=message):
+        settled_for_run(configure("best", monitor_scenario="slot"), prepared)

@@ -88,6 +88,14 @@ def test_a_model_divided_by_a_field_is_the_one_whose_scenarios_are_its_values(
         ),
         (["tags"], r"^--domain 'tags' has several values in a row, which is then in no one domain"),
         (["device", "device"], r"^--domain names 'device' twice; name it once$"),
+        *(
+            (
+                given,
+                rf"^--domain names '{given[0]}' among fields; name fields, or auto alone, or leave "
+                "it out for the scenarios$",
+            )
+            for given in (["none"], ["auto", "device"])
+        ),
     ],
 )
 def test_fields_that_are_refused(fields: list[str], message: str) -> None:

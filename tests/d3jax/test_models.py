@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import d3jax
 from d3jax.base import EVALUATION, Mode, Model, ModelParams
 from d3jax.batch import EMPTY, Batch, Field, Schema
 from d3jax.config import Config, ModelConfig
+from d3jax.errors import ConfigError
 from d3jax.heads import D3Options
 from d3jax.parameters import count, initialize
-from d3jax.parts import build_model
+from d3jax.parts import build_backbone, build_model
 from tests.conftest import Draw
 from tests.d3jax import reference
 
@@ -176,3 +178,13 @@ def test_changing_the_head_keeps_the_embedding_and_the_bottom(key: jax.Array) ->
     )
     np.testing.assert_array_equal(one.embedding.table, other.embedding.table)
     jax.tree.map(np.testing.assert_array_equal, one.network.bottom, other.network.bottom)
+
+
+@pytest.mark.parametrize("setting", [{"wide": "auto"}, {"domain": ["auto"]}])
+def test_a_model_of_parts_sees_no_rows_that_could_decide(setting: dict[str, Any]) -> None:
+    message = (
+        r"^wide and domain can't be auto here, for a model of parts sees no rows; name them, or "
+        r"use d3jax.train$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        d3jax.model(SCHEMA, build_backbone(SCHEMA, CASES["plain, d3"]), **setting)

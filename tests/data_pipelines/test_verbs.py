@@ -120,6 +120,9 @@ def test_describe_says_by_what_the_rows_divide_and_what_acts_differently_then() 
         *((f"f{n} and age", "100", "city") for n in range(3)),
         ("the scenarios", "0", "nothing"),
     ]
+    assert "--wide auto" not in (grid.caption or "")
+    by_time = division_grid(found, at_random=False).caption or ""
+    assert by_time.endswith("rows that were not split at random get no terms by --wide auto")
 
 
 def test_facts_are_those_of_a_plain_count(prepared: Path) -> None:

@@ -23,6 +23,8 @@ from d3jax.batch import Field
 from d3jax.cli import main, parse
 from d3jax.config import Config, ModelConfig, TrainConfig
 from d3jax.data.prepared import open_prepared
+from d3jax.data.synthetic import SyntheticConfig, synthetic, write
+from d3jax.domains import AUTO
 from d3jax.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from d3jax.registry import BACKBONES
 from d3jax.training.metrics import Evaluation, Metrics
@@ -602,3 +604,17 @@ def test_nonsense_is_refused(
         main(["compare", str(prepared), "--out", str(tmp_path / "out"), *flags])
     assert message in said(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_each_method_that_divides_rows_gets_the_domains_that_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the configuration by itself names a model that divides none."""
+    write(synthetic(SyntheticConfig(60_000, domain=("device",))), tmp_path / "devices")
+    left: list[compare.Cell] = []
+    monkeypatch.setattr(compare, "_train", lambda cells, *rest: left.extend(cells) or [])
+    config = CONFIG.changed(model=replace(CONFIG.model, domain=AUTO))
+    table = replace(TABLE, methods=(MLP, Method("MMoE", "mmoe")))
+    compare.compare(tmp_path / "devices", Plan(table, config, 1, tmp_path / "out"), QUIET)
+    found = {cell.method.name: cell.config.model.domain for cell in left}
+    assert found == {"MLP": (), "MMoE": ("device",)}
