@@ -53,7 +53,7 @@ class ModelConfig:
     wide: Wide = "none"
     """A domain's own terms: none, residual, crosses, auto."""
     domain: tuple[str, ...] = ()
-    """Fields whose values are the domains; none: scenarios; auto."""
+    """Fields whose values are the domains, or auto; bare: scenarios."""
 
     def __post_init__(self) -> None:
         check_types(self)

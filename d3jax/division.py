@@ -27,7 +27,7 @@ from d3jax.domains import joined
 MOST_VALUES = 64
 """A field, or two together, of more values than these are no candidates."""
 MOST_PAIRED = 12
-"""Of more fields, those with most evidence are paired: pairs grow as squares."""
+"""The most fields that are paired, those with most evidence: pairs grow as squares."""
 MOST_ROWS = 300_000
 """The most rows that are asked; of more, evenly spaced ones are."""
 SWEEPS = 5

@@ -34,6 +34,7 @@ class Journal(AbstractContextManager["Journal"]):
     def __init__(self, run: Run, console: Console, start: int, total: int, batch: int) -> None:
         self._console = console
         self._batch = batch
+        self._best = f"(best {run.config.train.monitor} so far)"
         path = run.path("metrics.jsonl")
         if broken := _drop_lines_after(path, start):
             console.print(styled(f"{broken} broken lines of {path} left out", "yellow"))
@@ -80,7 +81,7 @@ class Journal(AbstractContextManager["Journal"]):
         overall = evaluation.overall
         self._console.print(
             f"step {step}: validation AUC {_text(overall.auc)}, logloss {_text(overall.logloss)}",
-            *([styled("(best so far)", "green")] if improved else []),
+            *([styled(self._best, "green")] if improved else []),
         )
 
     def skipped(self, step: int, reason: str) -> None:

@@ -40,6 +40,7 @@ from d3jax.journal import Journal, Silence
 from d3jax.owned import check_free, exclusive
 from d3jax.parameters import count
 from d3jax.parts import check_config
+from d3jax.reads import lacking
 from d3jax.run import (
     Run,
     check_run_free,
@@ -416,7 +417,10 @@ def headline(run: Run, trainer: Trainer, rows: int) -> str:
     table = count(trainer.model.declared.params.embedding)
     model = run.config.model
     terms = f" and {model.wide}" if model.wide != "none" else ""
-    divided = f" domains are the values of {' and '.join(model.domain)};" if model.domain else ""
+    divided = ""
+    if not run.arrays and lacking(run.config, "model.domain") is None:
+        values = f"the values of {' and '.join(model.domain)}" if model.domain else "the scenarios"
+        divided = f" domains are {values};"
     return (
         f"{run.called}{terms}:{divided} {network:,} weights and {table:,} in the embedding table; "
         f"{rows:,} training rows; {device_summary()}"

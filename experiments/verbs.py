@@ -24,6 +24,8 @@ from d3jax.verb import Verb
 from experiments.compare.tables import BACKBONE, Method, Table, find_table, of_methods, preset_path
 
 TableName = Literal[1, 2, 3, "open", "terms", "default"]
+OWN_TABLES = ["terms"], ["default"]
+"""Tables that are not the paper's: their methods are compared as `d3jax train` trains them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Compare(Settings):
     is star with the head d3. The others are tested against the first."""
     table: Annotated[TableName | None, tyro.conf.arg(metavar="TABLE")] = None
     """1: backbones without and with D3; 2: weight generators and loss adapters; 3: D3's parts;
-    open: what the paper leaves open; terms: a domain's own terms; default: `d3jax train`'s."""
+    open: what the paper leaves open; terms: a domain's own terms; default: `d3jax train`'s.
+    Terms, default and --methods have the preset best, if none is named; the others text."""
     figure: Annotated[Literal[3, 4] | None, tyro.conf.arg(metavar="3|4")] = None
     """3: AUC against the start of loss adaptation; 4: attention by scenario and field."""
     on: str = BACKBONE
@@ -59,6 +62,14 @@ class Compare(Settings):
     """The folder of cells and reports; tables that share a folder share cells."""
     keep: bool = False
     """Keep the checkpoints of finished cells, to inspect them."""
+
+    @classmethod
+    def default(cls, arguments: Sequence[str]) -> Any:
+        """Return the preset that is named; else `best`, but for the paper's tables its text."""
+        own = (
+            bool(values("--methods", arguments)) or values("--table", arguments)[-1:] in OWN_TABLES
+        )
+        return cls.with_flags(preset_of(arguments, "best" if own else "text"), arguments)
 
     @classmethod
     def named(cls, config: Config, arguments: Sequence[str]) -> Sequence[Config]:

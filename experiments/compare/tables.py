@@ -337,8 +337,8 @@ def find_table(
     """
     if sum((table is not None, figure is not None, bool(methods))) != 1:
         raise ConfigError(
-            "give --methods, --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them "
-            "only"
+            "give --methods, --table 1, 2, 3, open, terms or default, or --figure 3 or 4, and one "
+            "of them only"
         )
     if backbone != BACKBONE and (methods or table in (1, "terms")):
         what = "--methods names the" if methods else f"table {table} has its own"

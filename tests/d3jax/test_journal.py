@@ -89,7 +89,7 @@ def test_what_precedes_a_checkpoint_is_on_disk_before_it(run: Run) -> None:
 
 def test_the_screen_tells_the_validation_and_what_was_best(run: Run) -> None:
     screen = told(run, 0, 8)
-    assert "step 4: validation AUC 0.6250, logloss 0.5000 (best so far)" in screen
+    assert "step 4: validation AUC 0.6250, logloss 0.5000 (best logloss so far)" in screen
     assert "step 8: validation AUC 0.6250, logloss 0.5000\n" in screen
 
 

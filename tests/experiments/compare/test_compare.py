@@ -581,10 +581,13 @@ def test_a_backbone_of_ones_own_is_compared_by_its_name(
     [
         (
             [],
-            "give --methods, --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them "
-            "only",
+            "give --methods, --table 1, 2, 3, open, terms or default, or --figure 3 or 4, and one "
+            "of them only",
         ),
-        (["--methods", "mlp", "--table", "1"], "give --methods, --table 1, 2, 3, open or terms"),
+        (
+            ["--methods", "mlp", "--table", "1"],
+            "give --methods, --table 1, 2, 3, open, terms or default",
+        ),
         (["--methods", "mlp", "mmeo"], "there is no backbone 'mmeo' (did you mean mmoe?)"),
         (["--table", "1", "--figure", "3"], "and one of them only"),
         (["--table", "1", "--base", "GBDT"], "base 'GBDT' is not in the table; it has MLP"),

@@ -106,7 +106,8 @@ def test_exactly_one_is_asked_for(
     with pytest.raises(ConfigError) as error:
         find_table(table, figure, "adi", None, methods)
     assert str(error.value) == (
-        "give --methods, --table 1, 2, 3, open or terms, or --figure 3 or 4, and one of them only"
+        "give --methods, --table 1, 2, 3, open, terms or default, or --figure 3 or 4, and one of "
+        "them only"
     )
 
 
