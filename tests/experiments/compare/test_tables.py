@@ -8,9 +8,11 @@ import pytest
 
 from d3jax.adapters.d3 import BalanceOptions
 from d3jax.batch import Field, Schema
+from d3jax.cli import parse
 from d3jax.config import Config, differences
 from d3jax.errors import ConfigError
 from d3jax.parts import refusal
+from d3jax.presets import PRESETS
 from d3jax.registry import BACKBONES, HEADS, Part
 from experiments.compare.paper import ALI_CCP, printed
 from experiments.compare.tables import FIGURES, MLP, TABLES, find_table
@@ -189,3 +191,18 @@ def test_the_papers_numbers_stand_beside_its_own_data_only() -> None:
     assert printed(ours, "ADI + D1", "logloss") is None
     assert printed(ours, "MLP", "auc") is None
     assert printed(SCHEMA, "ADI + D3", "auc") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        (["--table", "default"], "best"),
+        (["--table=terms"], "best"),
+        (["--methods", "mlp", "mmoe"], "best"),
+        (["--table", "default", "--preset", "text"], "text"),
+        (["--table", "1"], "text"),
+        (["--figure", "3"], "text"),
+    ],
+)
+def test_what_is_not_the_papers_is_compared_as_it_is_trained(flags: list[str], preset: str) -> None:
+    assert parse(["compare", "data", *flags]).chosen() == PRESETS[preset]  # type: ignore[attr-defined]
