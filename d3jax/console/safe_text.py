@@ -12,6 +12,7 @@ import html
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.cells import cell_len
@@ -89,6 +90,12 @@ def csv_writer(file: TextIO) -> Callable[[Iterable[Any]], None]:
         writer.writerow(for_csv(cell) if isinstance(cell, str) else cell for cell in cells)
 
     return write
+
+
+def csv_lines(path: Path) -> list[dict[str, str]]:
+    """Return the lines of such a file, each by the names of its columns."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def for_picture(names: Iterable[str], fold: int | None = None) -> dict[str, str]:

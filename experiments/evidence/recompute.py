@@ -8,7 +8,6 @@ and the results hold, and draws what the default gains by the size of a scenario
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from d3jax.checks import OVERALL
+from d3jax.console.safe_text import csv_lines
 from d3jax.pictures.charts import COLOURS, MARKERS, save
 from experiments.compare.markdown import Strong, markdown_table
 from experiments.compare.statistics import LEVEL, paired_p
@@ -60,12 +60,11 @@ class Figures(NamedTuple):
 def read_comparison(path: Path) -> Figures:
     """Return the figures that a comparison's CSV holds."""
     auc, rows = {}, {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            if line["metric"] == "auc" and line["by_seed"]:
-                pairs = (each.split(":") for each in line["by_seed"].split())
-                auc[line["method"], line["group"]] = {int(s): float(v) for s, v in pairs}
-                rows[line["group"]] = int(line["rows"])
+    for line in csv_lines(path):
+        if line["metric"] == "auc" and line["by_seed"]:
+            pairs = (each.split(":") for each in line["by_seed"].split())
+            auc[line["method"], line["group"]] = {int(s): float(v) for s, v in pairs}
+            rows[line["group"]] = int(line["rows"])
     return Figures(auc, rows)
 
 
@@ -74,11 +73,10 @@ def read_worlds(path: Path) -> tuple[Figures, float]:
     possible."""
     auc: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     best = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            auc[line["method"], line["group"]][int(line["world"])] = float(line["auc"])
-            if line["group"] == OVERALL:
-                best[line["world"]] = float(line["best"])
+    for line in csv_lines(path):
+        auc[line["method"], line["group"]][int(line["world"])] = float(line["auc"])
+        if line["group"] == OVERALL:
+            best[line["world"]] = float(line["best"])
     return Figures(auc, {}), float(np.mean(list(best.values())))
 
 

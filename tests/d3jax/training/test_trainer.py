@@ -43,6 +43,7 @@ def test_a_loop_of_ones_own_lowers_the_loss_and_gives_the_old_state_away(schema,
     assert probability[batch.label == 1].mean() > 0.2 + probability[batch.label == 0].mean()
 
 
+@pytest.mark.slow
 def test_what_runs_once_is_compiled_quickly_to_the_usual_bits(model):
     lowered = trainer(model, optax.adamw(0.01), mesh=two()).create.lower(np.int32(5))
     quick, usual = (

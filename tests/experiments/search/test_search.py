@@ -363,6 +363,7 @@ def test_every_method_of_a_table_gets_its_file(
     assert read_preset(tmp_path / "best.json" / "mmoe.json").model.backbone == "mmoe"
 
 
+@pytest.mark.slow
 def test_every_method_gets_as_many_trials_and_the_same_seeds(
     prepared: Path, tmp_path: Path, quick: Trained
 ) -> None:
