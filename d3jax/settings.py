@@ -12,7 +12,7 @@ import tyro
 from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.errors import ConfigError
 from d3jax.presets import PRESETS, read_preset, written_by_hand
-from d3jax.reads import BARE, idle, refuse_idle
+from d3jax.reads import BARE, flag_of, idle, refuse_idle, setting_names
 from d3jax.verb import Verb
 
 PresetName = Literal["best", "synthetic", "movielens", "text", "official"]
@@ -151,3 +151,14 @@ def values(flag: str, arguments: Iterable[str]) -> list[str]:
         for before, value in zip(("", *texts), texts, strict=False)
         if before == flag or value.startswith(f"{flag}=")
     ]
+
+
+def typed_settings(config: Config, arguments: Iterable[str]) -> list[str]:
+    """Return the settings of a configuration that the arguments give by their flags."""
+    typed = {text.partition("=")[0].replace("_", "-") for text in arguments}
+    found = []
+    for name in setting_names(config):
+        section, dot, key = flag_of(name).rpartition(".")
+        if {f"--{section}{dot}{key}", f"--{section}{dot}no-{key}"} & typed:
+            found.append(name)
+    return found

@@ -17,8 +17,13 @@ from d3jax.data.format import Format
 from d3jax.errors import ConfigError
 from d3jax.hosts.processes import Processes, together
 from d3jax.presets import PRESETS
-from d3jax.settings import Settings, preset_of
+from d3jax.settings import Settings, preset_of, typed_settings, values
 from d3jax.verb import Verb, parse_quietly
+
+_RESUMES_AS_IT_IS = (
+    "--resume takes a run as it is, with --data where its data have moved and nothing else; give "
+    "it so, or start a new run"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,12 @@ class Train(Settings):
 
     @classmethod
     def default(cls, arguments: Sequence[str]) -> Any:
-        """Return the preset that is named; else `best` for data of one's own."""
+        """Return the preset that is named; else `best` for data of one's own.
+
+        Raises `ConfigError` for a setting beside --resume, also one that has its usual value.
+        """
+        if values("--resume", arguments) and typed_settings(PRESETS["synthetic"], arguments):
+            raise ConfigError(_RESUMES_AS_IT_IS)
         synthetic = cls.with_flags(preset_of(arguments, "synthetic"), arguments)
         guess = parse_quietly(type(synthetic), synthetic, arguments)
         if guess is None or guess.prepared is None:
@@ -61,10 +71,7 @@ class Train(Settings):
             return
         given = self.prepared or self.preset or self.config or self.out
         if self.resume is not None and (given or config != PRESETS["synthetic"]):
-            raise ConfigError(
-                "--resume takes a run as it is, with --data where its data have moved and nothing "
-                "else; give it so, or start a new run"
-            )
+            raise ConfigError(_RESUMES_AS_IT_IS)
         if self.data is not None and self.resume is None:
             raise ConfigError("--data is where a resumed run's data are; name PREPARED without it")
         with together(self.hosts, console):

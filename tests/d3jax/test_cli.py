@@ -17,6 +17,7 @@ from d3jax.cli import main, parse
 from d3jax.config import AdapterConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
 from d3jax.heads import D3Options
 from d3jax.presets import PRESETS
+from d3jax.reads import flag_of, get, setting_names
 from d3jax.registry import ADAPTERS, BACKBONES, REGISTRIES
 
 pytestmark = pytest.mark.trains
@@ -318,6 +319,21 @@ def test_resume_takes_no_other_flags(flags: list[str], trained: Path, capsys: Re
     said = refusal(["train", "--resume", str(trained), *flags], capsys)
     told = "--resume takes a run as it is, with --data where its data have moved and nothing else; "
     assert f"{told}give it so, or start a new run" in said
+
+
+def test_resume_takes_no_setting_that_has_its_usual_value(tmp_path: Path, capsys: Refused) -> None:
+    usual = PRESETS["synthetic"]
+    for name in setting_names(usual):
+        value = get(usual, name)
+        flag = f"--{flag_of(name)}"
+        texts = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+        if isinstance(value, bool):
+            section, dot, key = flag.rpartition(".")
+            key = key.removeprefix("--")
+            flag = flag if value else f"{section}{dot}no-{key}" if dot else f"--no-{key}"
+            texts = []
+        said = refusal(["train", "--resume", str(tmp_path), flag, *texts], capsys)
+        assert "--resume takes a run as it is" in said, flag
 
 
 def test_an_edited_configuration_is_named_key_and_values(
