@@ -70,7 +70,7 @@ class Train(Settings):
             self._run_seeds(config, console)
             return
         given = self.prepared or self.preset or self.config or self.out
-        if self.resume is not None and (given or config != PRESETS["synthetic"]):
+        if self.resume is not None and given:
             raise ConfigError(_RESUMES_AS_IT_IS)
         if self.data is not None and self.resume is None:
             raise ConfigError("--data is where a resumed run's data are; name PREPARED without it")
