@@ -56,8 +56,7 @@ def select_features(
     """
     params, x = widened(params, x)
     logits = jnp.einsum("bqd,bkd->bqk", dense(params.query, x), dense(params.key, x))
-    if scaled:
-        logits = logits / jnp.sqrt(jnp.asarray(x.shape[-1], x.dtype))
+    logits = _over_root(logits, x) if scaled else logits
     values = x if params.value is None else dense(params.value, x)
     mixed = jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(logits), values)
     return (mixed + values if params.gain is None else params.gain * mixed + x), logits
@@ -76,8 +75,12 @@ def select_by_row(
     params, x = widened(params, x)
     query = dense(params.query, x.mean(1)) @ params.key.kernel.T
     logits = jnp.einsum("bd,bkd->bk", query, x)
-    if scaled:
-        logits = logits / jnp.sqrt(jnp.asarray(x.shape[-1], x.dtype))
+    logits = _over_root(logits, x) if scaled else logits
     fields = x.shape[1]
     selected = x * (1 + fields * jax.nn.softmax(logits))[:, :, None]
     return selected, jnp.broadcast_to(logits[:, None], (x.shape[0], fields, fields))
+
+
+def _over_root(logits: Array, x: Float[Array, "B N D"]) -> Array:
+    """Divide logits by √D."""
+    return logits / jnp.sqrt(jnp.asarray(x.shape[-1], x.dtype))
