@@ -19,9 +19,9 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # one of 16, and attention asks once a row. The shared kernel is added, where the paper
     # multiplies by it: scale can't move between kernels and gate, so that the gate says how much of
     # a row's weights are its own. Rows are weighed early, for such runs stop early, and by
-    # attention only where its entropies differ by more than rounding. Domains are
-    # found in the rows, and get terms of their own where that is safe. Validation AUC chooses the
-    # weights: logloss, on rows of a later time, mostly tells how the click rate moved.
+    # attention only where its entropies differ by more than rounding. Domains are found in the
+    # rows, and get terms of their own where that is safe. Validation AUC chooses the weights:
+    # logloss, on rows of a later time, mostly tells how the click rate moved.
     "best": {
         "model": {"embedding_init": "normal", "wide": "auto", "domain": ["auto"]},
         "d3": {

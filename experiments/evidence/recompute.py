@@ -80,7 +80,7 @@ def read_worlds(path: Path) -> tuple[Figures, float]:
     return Figures(auc, {}), float(np.mean(list(best.values())))
 
 
-def spread_text(values: Sequence[float]) -> str:
+def spread_text(values: Sequence[float] | np.ndarray) -> str:
     """Return mean and standard deviation, such as "0.7567 ± 0.0005"."""
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
 

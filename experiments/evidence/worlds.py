@@ -34,6 +34,7 @@ from experiments.compare.markdown import markdown_table
 from experiments.compare.statistics import paired_p
 from experiments.compare.tables import FOUND, SCENARIOS, Table, terms
 from experiments.evidence.planted import compare_on
+from experiments.evidence.recompute import spread_text
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def markdown(found: Sequence[Outcome], table: Table, command: str) -> str:
         line = [method.name]
         for group in groups:
             ours = by[method.name, group]
-            text = f"{ours.mean():.4f} ± {ours.std(ddof=1):.4f}"
+            text = spread_text(ours)
             if method.base is not None:
                 base = by[method.base, group]
                 p = paired_p(ours.tolist(), base.tolist())
