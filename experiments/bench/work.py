@@ -44,7 +44,7 @@ def d3_flops(config: D3Options, fields: int, dim: int, width: int) -> int:
     flat, hidden = fields * dim, fields * config.field_hidden
     official = config.form == "official"
     rank = 0 if official else config.rank
-    if config.attention_value == "row":
+    if config.attention_value == "row" and not official:
         attention = 2 * (2 * dim * dim + fields * dim)
     else:
         projections = 3 if official or config.attention_value != "text" else 2
